@@ -1,0 +1,99 @@
+"""Measures too heavy for a script: how far generated images are from real ones.
+
+A small classifier is trained on the real images of the run; it names the class of each generated
+image and gives the features in which the Frechet distance is taken. Such distances compare only
+with one another, so the distance of real training images, as many, stands beside each as a floor.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import datasets
+
+
+class FeatureNet(nn.Module):
+    """Two convolutions and a hidden layer; features are its 64 activations."""
+
+    def __init__(self, channels, n_classes):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 16, 5, stride=2, padding=2), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Flatten(), nn.LazyLinear(64), nn.BatchNorm1d(64), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(64, n_classes)
+
+    def forward(self, x):
+        features = self.body(x)  # (B, 64)
+        return features, self.head(features)
+
+
+def labels(args):
+    """Class of every image that load_data returns, training and test, for the MNIST kind."""
+    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[args.dataset]
+    return [kind(args.data_root, train=part).targets.to(args.device) for part in (True, False)]
+
+
+def judge(x, y, n_epochs=3, seed=0):
+    """Train a FeatureNet on images x (N, C, H, W) in [-1, 1] with classes y (N,)."""
+    torch.manual_seed(seed)
+    net = FeatureNet(x.shape[1], int(y.max()) + 1).to(x.device)
+    net(x[:2])
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+    for epoch in range(n_epochs):
+        optimizer.param_groups[0]["lr"] = 2e-3 / 4**epoch
+        for i in torch.randperm(len(x), device=x.device).split(128):
+            loss = F.cross_entropy(net(x[i])[1], y[i])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval()
+
+
+@torch.inference_mode()
+def look(net, x):
+    """Features (N, 64) and class probabilities (N, K) of images, in batches."""
+    features, scores = zip(*(net(part) for part in x.split(500)), strict=True)
+    return torch.cat(features), torch.cat(scores).softmax(1)
+
+
+def frechet(x, y):
+    """Frechet distance between the Gaussians fitted to x (N, D) and y (M, D)."""
+    x, y = x.double().cpu(), y.double().cpu()
+    cov_x, cov_y = x.T.cov(), y.T.cov()
+    root = torch.linalg.eigvals(cov_x @ cov_y).real.clamp(min=0).sqrt().sum()
+    gap = (x.mean(0) - y.mean(0)).square().sum()
+    return (gap + cov_x.trace() + cov_y.trace() - 2 * root).item()
+
+
+def nearest(x, reals):
+    """Median Euclidean distance of images x to the nearest of reals, pixels in [-1, 1]."""
+    parts = [torch.cdist(part.flatten(1), reals.flatten(1)).amin(1) for part in x.split(100)]
+    return torch.cat(parts).median().item()
+
+
+def images(module, args, n=1000):
+    """Draw n images with OUT/last.pt and hold them against the data they were learned from."""
+    data = [module.to_model(part) for part in module.load_data(args)]
+    (train, test), (y, y_test) = data, labels(args)
+    model, process = module.build(args)
+    module.load_weights(f"{args.out}/last.pt", model)
+    args.n_samples = n
+    fakes = module.sample(model, process, args)[0].float()
+    net = judge(train, y)
+    features, probabilities = look(net, fakes)
+    real_features, real_probabilities = look(net, test)
+    floor = look(net, train[torch.randperm(len(train))[:n]])[0]
+    confidence, classes = probabilities.max(1)
+    share = classes.bincount(minlength=10) / n
+    return {
+        "judge_test_acc": (real_probabilities.argmax(1) == y_test).float().mean().item(),
+        "n_samples": n,
+        "frechet": frechet(features, real_features),
+        "frechet_floor": frechet(floor, real_features),
+        "confident_share": (confidence > 0.9).float().mean().item(),
+        "confident_share_of_test": (real_probabilities.amax(1) > 0.9).float().mean().item(),
+        "effective_classes": (-share.xlogy(share).sum()).exp().item(),
+        "nearest_train": nearest(fakes, train),
+        "nearest_train_of_test": nearest(test[:n], train),
+    }
