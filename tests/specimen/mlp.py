@@ -14,9 +14,9 @@ Paper: Rumelhart, Hinton & Williams, "Learning representations by back-propagati
 Shapes: B batch, D inputs, H hidden, K classes; x (B, D), h (B, H), z (B, K), y (B,).
 Unlike the paper: relu for the sigmoid, Adam for gradient descent with momentum.
 
-    python mlp.py                    8x8 digits shipped with scikit-learn, nothing to download
-    python mlp.py --dataset mnist    the real thing, downloaded to --data_root at first use
-    python mlp.py --smoke            a few seconds; exits 1 unless all BARS are met
+    python mlp.py                  8x8 digits shipped with scikit-learn, nothing to download
+    python mlp.py --dataset mnist  the real thing, downloaded to --data_root at first use
+    python mlp.py --smoke          a few seconds; exits 1 unless all BARS are met
 """
 
 import argparse
@@ -151,7 +151,7 @@ def begin(args, state=None):
     free |= {"compile", "device", "out", "resume"}
     try:
         if resume:
-            saved = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
+            saved = dict(torch.load(out / "last.pt", map_location="cpu", weights_only=True))
             made = {key: value for key, value in saved["args"].items() if key not in free}
             if odd := [f"--{k} {v}" for k, v in made.items() if v != vars(args).get(k)]:
                 fail(f"--resume: {out}/last.pt was made with {' '.join(odd)}; type that")
@@ -193,13 +193,14 @@ def plot(args):
     """Draw every column of OUT/log.jsonl against its first one into OUT/curves.png."""
     from matplotlib.figure import Figure
 
-    text = Path(args.out, "log.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(row) for row in text.splitlines()]
-    if rows:
+    path = Path(args.out, "log.jsonl")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if rows := [json.loads(row) for row in text.splitlines()]:
         first, *others = rows[-1]
-        figure = Figure(figsize=(4 * len(others), 3), layout="constrained")
+        wide, high = min(len(others), 4), math.ceil(len(others) / 4)
+        figure = Figure(figsize=(4 * wide, 3 * high), layout="constrained")
         for at, key in enumerate(others, 1):
-            axes = figure.add_subplot(1, len(others), at, xlabel=first, title=key)
+            axes = figure.add_subplot(high, wide, at, xlabel=first, title=key)
             axes.plot([row[first] for row in rows], [row.get(key) for row in rows], marker=".")
         figure.savefig(Path(args.out, "curves.png"))
 

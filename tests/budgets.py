@@ -1,0 +1,52 @@
+"""Limits of the scripts: seconds of a smoke, lines of code, lines that siblings differ in."""
+
+from fnmatch import fnmatch
+
+# CPU seconds of a whole --smoke on one thread; the first pattern that fits a script counts.
+SMOKE_SECONDS = {
+    "diffusion/latent_diffusion.py": 35,
+    "diffusion/*": 25,
+    "gan/stylegan*": 25,
+    "gan/draggan.py": 25,
+    "basics/*": 10,
+    "gnn/*": 10,
+    "*": 15,
+}
+
+# Lines, blank ones aside, between the imports and the plumbing.
+LINES = {
+    "diffusion/ddpm.py": 450,
+    "diffusion/ddim.py": 450,
+    "diffusion/improved_ddpm.py": 450,
+    "diffusion/guided_diffusion.py": 450,
+    "diffusion/dit.py": 450,
+    "diffusion/latent_diffusion.py": 450,
+    "gan/stylegan*": 450,
+    "gan/draggan.py": 450,
+    "vocoder/bigvgan.py": 450,
+    "separation/sepreformer.py": 450,
+    "llm/minimind.py": 450,
+    "llm/minimind_moe.py": 450,
+    "llm/sft.py": 450,
+    "llm/dpo.py": 450,
+    "nlp/ngram_lm.py": 450,
+    "basics/*": 120,
+    "*": 250,
+}
+
+# Changed lines between two siblings, counted by test_siblings.
+DIFFS = {
+    ("gan/gan.py", "gan/cgan.py"): 70,
+    ("gan/gan.py", "gan/dcgan.py"): 90,
+    ("gan/gan.py", "gan/wgan.py"): 60,
+    ("gan/wgan.py", "gan/wgan_gp.py"): 45,
+    ("gan/pix2pix.py", "gan/cyclegan.py"): 150,
+    ("gan/stylegan.py", "gan/stylegan2.py"): 220,
+    ("gan/stylegan2.py", "gan/stylegan3.py"): 260,
+    ("ssm/mamba.py", "ssm/retnet.py"): 260,
+}
+
+
+def budget(table, script):
+    """The limit of a script, diffusion/ddpm.py say, by the first pattern that fits."""
+    return next(limit for pattern, limit in table.items() if fnmatch(script, pattern))

@@ -1,0 +1,160 @@
+"""README tells the truth: a row a script, links and commands that work, numbers with a record.
+
+    python tests/test_readme.py --fix     write the cells that are taken from scripts and records
+
+In the table of scripts the columns idea, proven against and the paper's number are written by
+hand; paper, lines, smoke bar and result are generated. A new script gets a row with "?" to fill.
+"""
+
+import ast
+import json
+import re
+import shlex
+import sys
+
+from house import ROOT, SCRIPTS, code_sha256, constants, load, name
+
+README = ROOT / "README.md"
+COLUMNS = ["script", "paper", "idea", "lines", "proven against", "smoke bar"]
+COLUMNS += ["on real data", "the paper's"]
+BY_HAND = ["idea", "proven against", "the paper's"]
+START, END = "<!-- scripts: made by python tests/test_readme.py --fix -->", "<!-- end -->"
+
+
+def paper(doc):
+    """Authors, year and arXiv link of a script's docstring."""
+    text = " ".join(doc.split("Paper:", 1)[1].split("\n\n")[0].split())
+    authors = text.split(', "')[0]
+    year = re.search(r"\b(?:19|20)\d\d\b", text.split('"')[2])[0]
+    arxiv = re.search(r"\d{4}\.\d{5}", text)
+    link = f", [{arxiv[0]}](https://arxiv.org/abs/{arxiv[0]})" if arxiv else ""
+    return f"{authors} {year}{link}"
+
+
+def lines(source):
+    """Lines between the imports and the plumbing, blank ones aside: those that budgets count."""
+    last = [n for n in ast.parse(source).body if isinstance(n, (ast.Import, ast.ImportFrom))][-1]
+    rows = source.splitlines()[last.end_lineno :]
+    end = next(at for at, row in enumerate(rows) if row.startswith("# --- plumbing"))
+    return sum(bool(row.strip()) for row in rows[:end])
+
+
+def bar(source):
+    """BARS in words: the side of each interval that can be missed."""
+    words = []
+    for key, (low, high) in constants(source)["BARS"].items():
+        at_best = high in (1, 10, float("inf")) and low > 0
+        words.append(f"{key} >= {low:g}" if at_best else f"{key} <= {high:g}")
+    return ", ".join(words)
+
+
+def result(script):
+    """What was measured on real data, from the records of a script."""
+    cells = []
+    stem = ROOT / "results" / script
+    for path in sorted(stem.parent.glob(f"{stem.stem}-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        stale = "" if record["sha256"] == code_sha256(ROOT / script) else " (stale)"
+        link = f"[{path.stem.removeprefix(stem.stem + '-')}]({path.relative_to(ROOT)})"
+        cells.append(f"{link}{stale}: {summary(record['metrics'], script)}")
+    return "; ".join(cells) or "open"
+
+
+def summary(metrics, script):
+    """The first metrics, or the sentence that a family has agreed on."""
+    sentences = {
+        "diffusion": "Frechet {frechet:.2f} (floor {frechet_floor:.2f}), judge sure of "
+        "{confident_share:.0%}, {bits_per_dim:.2f} bits/dim"
+    }
+    if (family := script.split("/")[0]) in sentences and "frechet" in metrics:
+        return sentences[family].format(**metrics)
+    return ", ".join(f"{key} {value:.3g}" for key, value in [*metrics.items()][:3])
+
+
+def table(text):
+    """{script: {column: cell}} of the table between the marks."""
+    rows = [row for row in text.split(START)[1].split(END)[0].splitlines() if "](" in row]
+    cells = [[cell.strip() for cell in row.strip(" |").split(" | ")] for row in rows]
+    return {
+        re.search(r"\((.*?)\)", row[0])[1]: dict(zip(COLUMNS, row, strict=True)) for row in cells
+    }
+
+
+def fixed(text):
+    """README with every generated cell made anew."""
+    known, rows = table(text), []
+    for path in SCRIPTS:
+        script, source = name(path), path.read_text(encoding="utf-8")
+        row = {key: known.get(script, {}).get(key, "?") for key in BY_HAND}
+        row |= {"script": f"[{script}]({script})", "paper": paper(load(script).__doc__)}
+        row |= {"lines": str(lines(source)), "smoke bar": bar(source)}
+        row |= {"on real data": result(script)}
+        rows.append("| " + " | ".join(row[key] for key in COLUMNS) + " |")
+    head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    before, rest = text.split(START)
+    return "\n".join([f"{before}{START}", "", *head, *rows, "", END + rest.split(END)[1]])
+
+
+def commands(text):
+    """Every command in a fenced block that calls one of our scripts: (script, argv)."""
+    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+        for row in block.splitlines():
+            for part in row.split("#")[0].split("&&"):
+                words = shlex.split(part)
+                for at, word in enumerate(words):
+                    if (ROOT / word) in SCRIPTS:
+                        yield word, words[at + 1 :]
+
+
+def test_table_is_what_the_scripts_say():
+    text = README.read_text(encoding="utf-8")
+    assert text == fixed(text), "run python tests/test_readme.py --fix"
+
+
+def test_a_row_that_lies_is_seen():
+    text = README.read_text(encoding="utf-8")
+    count = table(text)["diffusion/ddpm.py"]["lines"]
+    assert fixed(text.replace(f"| {count} |", "| 1 |")) != text.replace(f"| {count} |", "| 1 |")
+
+
+def test_rows_are_filled_in():
+    for script, row in table(README.read_text(encoding="utf-8")).items():
+        assert "?" not in row.values(), script
+        assert len(row["idea"].split()) <= 8, script
+
+
+def test_links_exist():
+    for page in (README, ROOT / "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (ROOT / link).exists(), link
+        for source in re.findall(r'src="([^"]+)"', page.read_text(encoding="utf-8")):
+            assert (ROOT / source).exists(), source
+
+
+def test_commands_parse():
+    found = [*commands(README.read_text(encoding="utf-8"))]
+    assert len({script for script, _ in found}) >= 3
+    for script, argv in found:
+        load(script).parse_args(argv)
+
+
+def test_records_hold_what_was_promised():
+    wanted = {"argv", "seed", "metrics", "wall_seconds", "cpu_seconds", "peak_memory_mb"}
+    wanted |= {"device", "versions", "date", "sha256", "script"}
+    for path in (ROOT / "results").glob("*/*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert wanted <= record.keys(), path
+        assert (ROOT / record["script"]).exists(), path
+        load(record["script"]).parse_args(record["argv"])
+
+
+def test_pictures_are_small():
+    for path in (ROOT / "assets").glob("*"):
+        assert path.stat().st_size <= 100_000, path
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--fix"]:
+        README.write_text(fixed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(__doc__)
