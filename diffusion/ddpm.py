@@ -41,7 +41,7 @@ google/ddpm-cifar10-32 (35,746,307 parameters) loads strictly with --config cifa
     python ddpm.py --dataset mnist                      the same small net on MNIST, 32x32
     python ddpm.py --config cifar10 --amp               the paper's model; --sample draws from it
     python ddpm.py --dataset folder --data_root photos --img_size 64 --flip
-    torchrun --nproc_per_node 4 ddpm.py --config mnist  the same curve on four GPUs
+    torchrun --nproc_per_node 4 ddpm.py --config mnist  four GPUs share every batch
     python ddpm.py --smoke                              a self-check: exits 1 unless it learned
 """
 

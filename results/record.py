@@ -47,6 +47,8 @@ def main():
     folder = Path(script).parent.name
     metrics |= MEASURES[folder](module, args) if folder in MEASURES else {}
     row = {"script": script, "argv": [flag for flag in argv if flag != "--resume"]}
+    local = {"device", "out", "data_root", "resume", "smoke"}
+    row |= {"settings": {key: v for key, v in vars(args).items() if key not in local}}
     row |= {"seed": args.seed, "metrics": {key: float(f"{v:.5g}") for key, v in metrics.items()}}
     row |= {key: round(value, 1) for key, value in seconds.items()}
     row |= {"peak_memory_mb": round(peak / 2**20), "device": args.device}

@@ -24,7 +24,9 @@ START, END = "<!-- scripts: made by python tests/test_readme.py --fix -->", "<!-
 def paper(doc):
     """Authors, year and arXiv link of a script's docstring."""
     text = " ".join(doc.split("Paper:", 1)[1].split("\n\n")[0].split())
-    authors = text.split(', "')[0]
+    authors = text.split(', "')[0].strip()
+    if authors.count(",") > 1:
+        authors = f"{authors.split(',')[0]} et al."
     year = re.search(r"\b(?:19|20)\d\d\b", text.split('"')[2])[0]
     arxiv = re.search(r"\d{4}\.\d{5}", text)
     link = f", [{arxiv[0]}](https://arxiv.org/abs/{arxiv[0]})" if arxiv else ""
@@ -56,18 +58,19 @@ def result(script):
         record = json.loads(path.read_text(encoding="utf-8"))
         stale = "" if record["sha256"] == code_sha256(ROOT / script) else " (stale)"
         link = f"[{path.stem.removeprefix(stem.stem + '-')}]({path.relative_to(ROOT)})"
-        cells.append(f"{link}{stale}: {summary(record['metrics'], script)}")
+        cells.append(f"{link}{stale}: {summary(record, script)}")
     return "; ".join(cells) or "open"
 
 
-def summary(metrics, script):
+def summary(record, script):
     """The first metrics, or the sentence that a family has agreed on."""
     sentences = {
         "diffusion": "Frechet {frechet:.2f} (floor {frechet_floor:.2f}), judge sure of "
-        "{confident_share:.0%}, {bits_per_dim:.2f} bits/dim"
+        "{confident_share:.0%}, {bits_per_dim:.2f} bits/dim at T = {timesteps}"
     }
-    if (family := script.split("/")[0]) in sentences and "frechet" in metrics:
-        return sentences[family].format(**metrics)
+    metrics, family = record["metrics"], script.split("/")[0]
+    if family in sentences and "frechet" in metrics:
+        return sentences[family].format(**metrics | record["settings"])
     return ", ".join(f"{key} {value:.3g}" for key, value in [*metrics.items()][:3])
 
 
@@ -140,7 +143,7 @@ def test_commands_parse():
 
 def test_records_hold_what_was_promised():
     wanted = {"argv", "seed", "metrics", "wall_seconds", "cpu_seconds", "peak_memory_mb"}
-    wanted |= {"device", "versions", "date", "sha256", "script"}
+    wanted |= {"device", "versions", "date", "sha256", "script", "settings"}
     for path in (ROOT / "results").glob("*/*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         assert wanted <= record.keys(), path
