@@ -99,12 +99,13 @@ def fixed(text):
 
 
 def commands(text):
-    """Every command in a fenced block that calls one of our scripts: (script, argv)."""
+    """Every command in a fenced block that runs one of our scripts: (script, argv)."""
     for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
         for row in block.splitlines():
             for part in row.split("#")[0].split("&&"):
                 words = shlex.split(part)
-                for at, word in enumerate(words):
+                runs = words[:1] in (["python"], ["torchrun"], ["uv"])
+                for at, word in enumerate(words if runs else []):
                     if (ROOT / word) in SCRIPTS:
                         yield word, words[at + 1 :]
 
