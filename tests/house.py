@@ -30,7 +30,7 @@ PLUMBING = ["fail", "pick_device", "join", "begin", "save", "load_weights", "lin
 PLUMBING += ["report", "Help", "at_least"]
 # ... and those that bear the same name in every script but do what that script is about.
 ROLES = ["load_data", "build", "train", "sample", "generate", "evaluate", "run", "smoke"]
-ROLES += ["parse_args", "main"]
+ROLES += ["draw", "parse_args", "main"]
 LAST_FLAGS = ["seed", "device", "out", "resume", "smoke"]
 
 
