@@ -40,6 +40,8 @@ DIFFS = {
     ("gan/gan.py", "gan/dcgan.py"): 90,
     ("gan/gan.py", "gan/wgan.py"): 60,
     ("gan/wgan.py", "gan/wgan_gp.py"): 45,
+    ("gnn/gcn.py", "gnn/graphsage.py"): 40,
+    ("gnn/graphsage.py", "gnn/gat.py"): 88,
     ("gan/pix2pix.py", "gan/cyclegan.py"): 150,
     ("gan/stylegan.py", "gan/stylegan2.py"): 220,
     ("gan/stylegan2.py", "gan/stylegan3.py"): 260,

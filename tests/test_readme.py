@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 
-from house import ROOT, SCRIPTS, code_sha256, constants, load, name
+from house import ROOT, SCRIPTS, code_sha256, constants, flags, load, name
 
 README = ROOT / "README.md"
 COLUMNS = ["script", "paper", "idea", "lines", "proven against", "smoke bar"]
@@ -22,8 +22,9 @@ START, END = "<!-- scripts: made by python tests/test_readme.py --fix -->", "<!-
 
 
 def paper(doc):
-    """Authors, year and arXiv link of a script's docstring."""
-    text = " ".join(doc.split("Paper:", 1)[1].split("\n\n")[0].split())
+    """Authors, year and arXiv link of the first paper in a script's docstring."""
+    text = re.search(r"^Papers?: (.*?)(?:;|\n\n)", doc, re.DOTALL | re.MULTILINE)[1]
+    text = " ".join(text.split())
     authors = text.split(', "')[0].strip()
     if authors.count(",") > 1:
         authors = f"{authors.split(',')[0]} et al."
@@ -42,11 +43,15 @@ def lines(source):
 
 
 def bar(source):
-    """BARS in words: the side of each interval that can be missed."""
+    """BARS in words: the sides of each interval that can be missed."""
     words = []
     for key, (low, high) in constants(source)["BARS"].items():
-        at_best = high in (1, 10, float("inf")) and low > 0
-        words.append(f"{key} >= {low:g}" if at_best else f"{key} <= {high:g}")
+        if low == 0 or low <= -1e9:
+            words.append(f"{key} <= {high:g}")
+        elif high in (1, 10) or high >= 1e9:
+            words.append(f"{key} >= {low:g}")
+        else:
+            words.append(f"{key} {low:g} to {high:g}")
     return ", ".join(words)
 
 
@@ -59,7 +64,8 @@ def result(script):
         stale = "" if record["sha256"] == code_sha256(ROOT / script) else " (stale)"
         link = f"[{path.stem.removeprefix(stem.stem + '-')}]({path.relative_to(ROOT)})"
         cells.append(f"{link}{stale}: {summary(record, script)}")
-    return "; ".join(cells) or "open"
+    none = "open" if "data_root" in flags((ROOT / script).read_text(encoding="utf-8")) else "-"
+    return "; ".join(cells) or none
 
 
 def summary(record, script):

@@ -26,8 +26,8 @@ def values(seed=0, shapes=SHAPES):
     return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
 
 
-# --- examples -----------------------------------------------------------------------------------
-def test_vjp_of_the_notes_has_the_shape_of_x_and_belongs_to_a_scalar():
+# --- examples ----------------------------------------------------------------------------------
+def test_vjp_of_the_docstring_has_the_shape_of_x_and_belongs_to_a_scalar():
     x, ours = torch.arange(4.0, requires_grad=True), Tensor(torch.arange(4.0), requires_grad=True)
     v = torch.tensor([1.0, 2.0, 3.0, 4.0])
     jacobian = torch.autograd.functional.jacobian(lambda x: x * x, x.detach())  # (M, N)

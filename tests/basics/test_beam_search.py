@@ -1,4 +1,4 @@
-"""The tables of the docstring by brute force, what a beam may and may not lose, the trained seq2seq."""
+"""The tables of the docstring by brute force, what a beam may lose, the trained seq2seq."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ def random_model(v, seed):
     return step
 
 
-def test_tables_of_the_notes():
+def test_tables_of_the_docstring():
     for table in (FIRST, SECOND):
         assert [sum(column) for column in zip(*table, strict=True)] == pytest.approx([1] * 4)
     assert [*map(list, zip(*FIRST, strict=True))] == mod.FIRST
@@ -73,7 +73,7 @@ def test_best_answer(alpha, answer, score):
     assert mod.normalised(log_p, len(y), alpha) == pytest.approx(score, abs=1e-4)
 
 
-def test_scores_of_the_notes_answers():
+def test_scores_of_the_docstring_answers():
     assert mod.normalised(math.log(0.048), 4, 0.75) == pytest.approx(-1.0736, abs=1e-4)
     assert mod.normalised(math.log(0.054), 4, 0.75) == pytest.approx(-1.0319, abs=1e-4)
     # Dividing by L^alpha lifts a long answer more than a short one, as log P < 0.

@@ -72,11 +72,11 @@ def test_the_factor_n_over_m():
         x, _, u, *_ = data("--n_source", str(n), "--n_target", str(m))
         z = torch.cat([-torch.ones(n), torch.ones(m)]).double()
         w = mod.logistic_regression(mod.powers(torch.cat([x, u]), 2), z)
-        notes = (mod.powers(x, 2) @ w).exp()
+        usual = (mod.powers(x, 2) @ w).exp()
         beta = mod.importance(x, u)
         assert abs(beta.mean() - 1) < 0.03
-        assert abs(notes.mean() - m / n) < 0.03 * m / n
-        assert torch.allclose(beta, notes * n / m, rtol=1e-12)
+        assert abs(usual.mean() - m / n) < 0.03 * m / n
+        assert torch.allclose(beta, usual * n / m, rtol=1e-12)
 
 
 def test_weights_are_the_true_ratio():

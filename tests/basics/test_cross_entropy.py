@@ -25,7 +25,7 @@ def scores(dtype=torch.float64):
     return z, [y, y.masked_fill(torch.rand(32) < 0.4, -100), distributions(32, 5).to(dtype)]
 
 
-def test_table_of_the_notes():
+def test_table_of_the_docstring():
     p, q = P, torch.tensor([[0.5, 0.4, 0.1], [0.8, 0.1, 0.1]], dtype=torch.float64)
     assert mod.H(p, q).tolist() == pytest.approx([0.693147, 0.223144], abs=1e-6)
     assert mod.H(p, q)[0].item() == math.log(2)

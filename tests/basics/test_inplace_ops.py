@@ -16,9 +16,9 @@ def pair(size=64):
     return torch.ones(size, size), torch.full((size, size), 2.0)
 
 
-# --- examples -----------------------------------------------------------------------------------
+# --- examples ----------------------------------------------------------------------------------
 def test_sum_that_is_bound_again_is_elsewhere():
-    """The notes list it among the in-place forms; this is the statement itself, not a lambda."""
+    """Often listed among the in-place forms; this is the statement itself, not a lambda."""
     X, Y = pair()
     before, address, other = id(Y), Y.data_ptr(), Y
     Y = Y + X

@@ -21,9 +21,9 @@ def data():
     return mod.load_data()
 
 
-# --- examples -----------------------------------------------------------------------------------
-def test_ten_steps_of_the_notes_find_no_bias():
-    """The loop as is often written, with torch.optim and in float32; loss is that before the last step."""
+# --- examples ----------------------------------------------------------------------------------
+def test_ten_steps_of_the_docstring_find_no_bias():
+    """The loop as is often written, in float32 with torch.optim; the loss before the last step."""
     x = torch.arange(100.0)
     w, b = torch.tensor(1.0, requires_grad=True), torch.tensor(0.0, requires_grad=True)
     optimizer, losses = torch.optim.SGD([w, b], lr=1e-4), []
