@@ -48,6 +48,7 @@ google/ddpm-cifar10-32 (35,746,307 parameters) loads strictly with --config cifa
 import argparse
 import contextlib
 import copy
+import datetime
 import json
 import math
 import os
@@ -477,12 +478,14 @@ def train(args):
             save(args, state, step)
             print(f"interrupted: --resume --out {args.out} goes on", file=sys.stderr)
         raise
+    metrics = {}
+    if rank == 0:
+        plot(args)
+        metrics = evaluate(ema, diffusion, to_model(test[: args.n_test]), args)
     if world > 1:
+        distributed.barrier()  # all leave together, when nothing is under way any more
         distributed.destroy_process_group()
-    if rank > 0:
-        return {}
-    plot(args)
-    return evaluate(ema, diffusion, to_model(test[: args.n_test]), args)
+    return metrics
 
 
 @torch.inference_mode()
@@ -588,7 +591,9 @@ def join(args):
     if args.device.startswith("cuda"):
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(args.device)
-    distributed.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    backend = "nccl" if args.device.startswith("cuda") else "gloo"
+    patience = datetime.timedelta(days=1)  # the others wait while rank 0 draws and evaluates
+    distributed.init_process_group(backend, timeout=patience)
     return distributed.get_rank(), world
 
 
