@@ -130,7 +130,7 @@ def mistake(path, *argv, about, function="main"):
 
 
 class Job(NamedTuple):
-    """A script to be run alone with these flags; interrupted: in an endless run, by Ctrl-C."""
+    """A script to be run alone with these flags; interrupted: by Ctrl-C, once it has saved."""
 
     path: Path
     argv: tuple = ()
@@ -158,10 +158,8 @@ def run_alone(job, folder, caches):
     env |= {"CUDA_CACHE_PATH": f"{caches}", "TORCHINDUCTOR_CACHE_DIR": f"{caches}"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     env |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-    endless = {"n_epochs": 9999, "n_steps": 999_999, "out": "out"}
-    argv = tiny(job.path, **endless) if job.interrupted else job.argv
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    process = subprocess.Popen([sys.executable, script, *argv], cwd=cwd, env=env, **pipes)
+    process = subprocess.Popen([sys.executable, script, *job.argv], cwd=cwd, env=env, **pipes)
     try:
         if job.interrupted:
             late = time.monotonic() + 120
