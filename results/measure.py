@@ -5,6 +5,8 @@ image and gives the features in which the Frechet distance is taken. Such distan
 with one another, so the distance of real training images, as many, stands beside each as a floor.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -73,13 +75,16 @@ def nearest(x, reals):
 
 
 def images(module, args, n=1000):
-    """Draw n images with OUT/last.pt and hold them against the data they were learned from."""
+    """Draw n images, a hundred a seed, with OUT/last.pt; hold them against the real ones."""
     data = [module.to_model(part) for part in module.load_data(args)]
     (train, test), (y, y_test) = data, labels(args)
     model, process = module.build(args)
     module.load_weights(f"{args.out}/last.pt", model)
-    args.n_samples = n
-    fakes = module.sample(model, process, args)[0].float()
+    part, fakes = copy.copy(args), []
+    part.n_samples = 100
+    for part.seed in range(1000, 1000 + n // 100):
+        fakes.append(module.sample(model, process, part)[0].float())
+    fakes = torch.cat(fakes)
     net = judge(train, y)
     features, probabilities = look(net, fakes)
     real_features, real_probabilities = look(net, test)

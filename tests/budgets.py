@@ -36,6 +36,7 @@ LINES = {
 
 # Changed lines between two siblings, counted by test_siblings.
 DIFFS = {
+    ("diffusion/ddpm.py", "diffusion/ddim.py"): 167,
     ("gan/gan.py", "gan/cgan.py"): 70,
     ("gan/gan.py", "gan/dcgan.py"): 90,
     ("gan/gan.py", "gan/wgan.py"): 60,
