@@ -74,31 +74,62 @@ def nearest(x, reals):
     return torch.cat(parts).median().item()
 
 
-def images(module, args, n=1000):
-    """Draw n images, a hundred a seed, with OUT/last.pt; hold them against the real ones."""
-    data = [module.to_model(part) for part in module.load_data(args)]
-    (train, test), (y, y_test) = data, labels(args)
-    model, process = module.build(args)
-    module.load_weights(f"{args.out}/last.pt", model)
+class Judge:
+    """The real images of a run and a FeatureNet that knows them."""
+
+    def __init__(self, module, args):
+        self.train, self.test = (module.to_model(part) for part in module.load_data(args))
+        y, self.y_test = labels(args)
+        self.net = judge(self.train, y)
+        self.features, self.probabilities = look(self.net, self.test)
+
+    def floor(self, n):
+        """Frechet distance of n training images, at random, from the test images."""
+        torch.manual_seed(0)
+        part = self.train[torch.randperm(len(self.train))[:n]]
+        return frechet(look(self.net, part)[0], self.features)
+
+
+def drawn(module, model, process, args, n):
+    """n images, a hundred a seed, from seed 1000 on."""
     part, fakes = copy.copy(args), []
     part.n_samples = 100
     for part.seed in range(1000, 1000 + n // 100):
         fakes.append(module.sample(model, process, part)[0].float())
-    fakes = torch.cat(fakes)
-    net = judge(train, y)
-    features, probabilities = look(net, fakes)
-    real_features, real_probabilities = look(net, test)
-    floor = look(net, train[torch.randperm(len(train))[:n]])[0]
+    return torch.cat(fakes)
+
+
+def images(module, args, n=1000):
+    """Draw n images with OUT/last.pt and hold them against the real ones."""
+    real = Judge(module, args)
+    model, process = module.build(args)
+    module.load_weights(f"{args.out}/last.pt", model)
+    fakes = drawn(module, model, process, args, n)
+    features, probabilities = look(real.net, fakes)
     confidence, classes = probabilities.max(1)
     share = classes.bincount(minlength=10) / n
     return {
-        "judge_test_acc": (real_probabilities.argmax(1) == y_test).float().mean().item(),
+        "judge_test_acc": (real.probabilities.argmax(1) == real.y_test).float().mean().item(),
         "n_samples": n,
-        "frechet": frechet(features, real_features),
-        "frechet_floor": frechet(floor, real_features),
+        "frechet": frechet(features, real.features),
+        "frechet_floor": real.floor(n),
         "confident_share": (confidence > 0.9).float().mean().item(),
-        "confident_share_of_test": (real_probabilities.amax(1) > 0.9).float().mean().item(),
+        "confident_share_of_test": (real.probabilities.amax(1) > 0.9).float().mean().item(),
         "effective_classes": (-share.xlogy(share).sum()).exp().item(),
-        "nearest_train": nearest(fakes, train),
-        "nearest_train_of_test": nearest(test[:n], train),
+        "nearest_train": nearest(fakes, real.train),
+        "nearest_train_of_test": nearest(real.test[:n], real.train),
     }
+
+
+def steps(module, args, n=500):
+    """Frechet distance of n images drawn in few steps and in many, with and without noise."""
+    real = Judge(module, args)
+    model, process = module.build(args)
+    module.load_weights(args.weights or f"{args.out}/last.pt", model)
+    metrics, part = {"n_samples": n, "frechet_floor": real.floor(n)}, copy.copy(args)
+    for part.eta, counts in (0.0, (5, 10, 20, 50, 100)), (1.0, (10, 50)):
+        for part.sampling_steps in counts:
+            fakes = drawn(module, model, process, part, n)
+            key = f"frechet_eta{part.eta:.0f}_{part.sampling_steps}"
+            metrics[key] = frechet(look(real.net, fakes)[0], real.features)
+    return metrics

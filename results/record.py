@@ -5,13 +5,17 @@
 trains with the flags that follow the script's name, measures the outcome with the function that
 MEASURES names for its folder, and writes results/<folder>/<script>-<dataset>.json; sha256 is that
 of the script's code without its texts. With --resume a run that was cut short goes on; its
-seconds add up. README takes its cells from these files: python tests/test_readme.py --fix.
+seconds add up. With --seeds 10 the run is repeated with seeds 0 to 9, and the metrics are means
+that have their standard deviations beside them. README takes its cells from these files:
+python tests/test_readme.py --fix.
 """
 
+import argparse
 import datetime
 import json
 import platform
 import resource
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -23,16 +27,16 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "results")]
 import measure  # noqa: E402
 from house import code_sha256, load  # noqa: E402
 
-MEASURES = {"diffusion": measure.images}
+# The measure of a script, or else that of its folder.
+MEASURES = {"diffusion/ddim.py": measure.steps, "diffusion": measure.images}
 
 
 def clock():
     return {"wall_seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
 
 
-def main():
-    script, *argv = sys.argv[1:]
-    module, code = load(script), code_sha256(ROOT / script)
+def measured(module, script, argv):
+    """Train, or go on, and measure: settings, metrics and seconds of one run."""
     args = module.parse_args(argv)
     args.device = module.pick_device(args.device)
     spent = Path(args.out, "spent.json")
@@ -40,16 +44,34 @@ def main():
     start = clock()
     metrics = module.train(args)
     seconds = {key: now - start[key] + before.get(key, 0) for key, now in clock().items()}
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    spent.write_text(json.dumps(seconds))
+    further = MEASURES.get(script, MEASURES.get(script.split("/")[0]))
+    return args, metrics | (further(module, args) if further else {}), seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("script")
+    parser.add_argument("--seeds", type=int)
+    own, argv = parser.parse_known_args()
+    script = own.script
+    module, code = load(script), code_sha256(ROOT / script)
+    seeds = [["--seed", str(seed)] for seed in range(own.seeds)] if own.seeds else [[]]
+    runs = [measured(module, script, [*argv, *seed]) for seed in seeds]
+    args, metrics, _ = runs[0]
+    seconds = {key: sum(run[2][key] for run in runs) for key in runs[0][2]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if args.device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated()
-    spent.write_text(json.dumps(seconds))
-    folder = Path(script).parent.name
-    metrics |= MEASURES[folder](module, args) if folder in MEASURES else {}
     row = {"script": script, "argv": [flag for flag in argv if flag != "--resume"]}
-    local = {"device", "out", "data_root", "resume", "smoke"}
+    local = {"device", "out", "data_root", "resume", "smoke", "seed"}
     row |= {"settings": {key: v for key, v in vars(args).items() if key not in local}}
-    row |= {"seed": args.seed, "metrics": {key: float(f"{v:.5g}") for key, v in metrics.items()}}
+    row |= {"seed": args.seed if len(runs) == 1 else [run[0].seed for run in runs]}
+    values = {key: [run[1][key] for run in runs] for key in metrics}
+    row |= {"metrics": {k: float(f"{statistics.mean(v):.5g}") for k, v in values.items()}}
+    if len(runs) > 1:
+        row |= {"std": {k: float(f"{statistics.stdev(v):.3g}") for k, v in values.items()}}
     row |= {key: round(value, 1) for key, value in seconds.items()}
     row |= {"peak_memory_mb": round(peak / 2**20), "device": args.device}
     if args.device.startswith("cuda"):
@@ -57,7 +79,7 @@ def main():
     row |= {"threads": torch.get_num_threads(), "machine": platform.machine()}
     row |= {"versions": {"python": platform.python_version(), "torch": torch.__version__}}
     row |= {"date": datetime.date.today().isoformat(), "sha256": code}
-    path = ROOT / "results" / folder / f"{Path(script).stem}-{args.dataset}.json"
+    path = ROOT / "results" / Path(script).parent / f"{Path(script).stem}-{args.dataset}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(row, indent=1) + "\n")
     print(path.relative_to(ROOT), json.dumps(row["metrics"]))
