@@ -37,6 +37,8 @@ LINES = {
 # Changed lines between two siblings, counted by test_siblings.
 DIFFS = {
     ("diffusion/ddpm.py", "diffusion/ddim.py"): 167,
+    ("diffusion/ddpm.py", "diffusion/improved_ddpm.py"): 278,
+    ("diffusion/improved_ddpm.py", "diffusion/dit.py"): 388,
     ("gan/gan.py", "gan/cgan.py"): 70,
     ("gan/gan.py", "gan/dcgan.py"): 90,
     ("gan/gan.py", "gan/wgan.py"): 60,
