@@ -135,7 +135,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x):
         qkv = self.qkv(self.norm(x).flatten(2)).unflatten(1, (self.heads, -1))
-        q, k, v = qkv.mT.chunk(3, -1)  # (B, heads, H W, C / heads) each
+        q, k, v = qkv.mT.contiguous().chunk(3, -1)  # (B, heads, H W, C / heads) each
         h = F.scaled_dot_product_attention(q, k, v).mT.flatten(1, 2)  # (B, C, H W)
         return x + self.proj_out(h).reshape_as(x)  # (B, C, H, W)
 

@@ -69,15 +69,24 @@ def result(script):
 
 
 def summary(record, script):
-    """The first metrics, or the sentence that a family has agreed on."""
-    sentences = {
-        "diffusion": "Frechet {frechet:.2f} (floor {frechet_floor:.2f}), judge sure of "
-        "{confident_share:.0%}, {bits_per_dim:.2f} bits/dim at T = {timesteps}"
-    }
-    metrics, family = record["metrics"], script.split("/")[0]
-    if family in sentences and "frechet" in metrics:
-        return sentences[family].format(**metrics | record["settings"])
+    """The sentence that a script or its family has agreed on, or else the first metrics."""
+    metrics, std = record["metrics"], record.get("std", {})
+    family = "diffusion" if "frechet" in metrics else script.split("/")[0]
+    for key in (script, family):
+        if key in SENTENCES:
+            return SENTENCES[key].format(**metrics | record["settings"], std=std, n=record["seed"])
     return ", ".join(f"{key} {value:.3g}" for key, value in [*metrics.items()][:3])
+
+
+SENTENCES = {
+    "diffusion/ddim.py": "Frechet {frechet_eta0_5:.1f}, {frechet_eta0_10:.1f}, "
+    "{frechet_eta0_20:.1f}, {frechet_eta0_50:.1f}, {frechet_eta0_100:.1f} in 5, 10, 20, 50, 100 "
+    "steps; with noise {frechet_eta1_10:.1f}, {frechet_eta1_50:.1f} in 10, 50 (floor "
+    "{frechet_floor:.1f})",
+    "diffusion": "Frechet {frechet:.2f} (floor {frechet_floor:.2f}), judge sure of "
+    "{confident_share:.0%}, {bits_per_dim:.2f} bits/dim at T = {timesteps}",
+    "gnn": "{test_acc:.1%} +- {std[test_acc]:.1%} over seeds {n[0]} to {n[9]}",
+}
 
 
 def table(text):

@@ -16,6 +16,11 @@ TINY = shlex.split("--timesteps 25 --n_samples 4 --n_test 8 --sample_interval 3 
 TINY += shlex.split("--base_channels 8 --channel_mult 1 2 --n_res_blocks 1 --device cpu")
 
 
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 def process(timesteps=50, schedule="cosine"):
     return improved.GaussianDiffusion(improved.noise_schedule(schedule, timesteps), "cpu", F64)
 
@@ -413,8 +418,7 @@ def test_loss_at_the_start_is_one():
         (["--sampling_steps", "80", "30", "30"], "--sampling_steps"),
     ],
 )
-def test_flags_that_do_not_fit(flags, about, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_flags_that_do_not_fit(flags, about):
     mistake(PATH, *flags, about=about)
 
 
