@@ -348,13 +348,18 @@ def discretized_gaussian_log_likelihood(x, mean, log_variance):
 
 # --- data ----------------------------------------------------------------------------------------
 def load_data(args):
-    """Return (x, y) for training and (x, y) for testing: images (N, C, H, W), uint8, or latents,
-    float32, and their classes (N,), whole on the device."""
+    """Return (images or latents, classes) for training and for testing: uint8 or float32
+    (N, C, H, W), long (N,), whole on the device."""
     if args.dataset in ("digits", "folder", "latents"):
-        load = {"digits": read_digits, "folder": load_folder, "latents": load_latents}
-        x, y = load[args.dataset](args)
-        order = torch.randperm(len(x)).split([len(x) - len(x) // 6, len(x) // 6])
-        splits = [(x[part], y[part]) for part in order]
+        if args.dataset == "digits":
+            from sklearn.datasets import load_digits
+
+            x, y = map(torch.from_numpy, load_digits(return_X_y=True))
+            x = (x * 255 / 16).round().to(torch.uint8).reshape(-1, 1, 8, 8)
+        else:
+            x, y = load_folder(args) if args.dataset == "folder" else load_latents(args)
+        order = torch.randperm(len(x)).split([len(x) - len(x) // 10, len(x) // 10])
+        splits = [(x[i], y[i]) for i in order]
     else:
         from torchvision import datasets
 
@@ -373,13 +378,6 @@ def load_data(args):
     return [(fit(x, args.img_size).to(args.device), y.to(args.device)) for x, y in splits]
 
 
-def read_digits(args):
-    from sklearn.datasets import load_digits
-
-    x, y = map(torch.from_numpy, load_digits(return_X_y=True))
-    return (x * 255 / 16).round().to(torch.uint8).reshape(-1, 1, 8, 8), y
-
-
 # Copied from diffusion/ddpm.py
 def fit(x, side):
     """Resize images (N, C, H, W); uint8 keeps the 256 grey levels that eq. (12) counts on."""
@@ -388,30 +386,25 @@ def fit(x, side):
     return x.contiguous() if x.shape[-1] == side else resize(x, [side, side], antialias=True)
 
 
-# Differs from diffusion/ddpm.py
+# Copied from diffusion/guided_diffusion.py
 def load_folder(args):
-    """Every image below --data_root, its centre at img_size, and its class: the folder's rank."""
+    """The images in the folders of --data_root, cut to img_size; class: a folder, by alphabet."""
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+    from torchvision.datasets import ImageFolder
 
-    kinds = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    root = Path(args.data_root)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in kinds)
-    if len(paths) < 20:
-        fail(f"--data_root {root}: holds {len(paths)} images, at least 20 are needed")
-    folders = sorted({path.parent for path in paths})
-    if len(folders) != args.n_classes:
-        fail(f"--n_classes {args.n_classes}: {root} has {len(folders)} class folders; type that")
-    images, mode = [], "L" if args.channels == 1 else "RGB"
-    for path in tqdm(paths, "reading", leave=False, disable=None):
-        try:
-            with Image.open(path) as image:
-                image = ImageOps.fit(image.convert(mode), (args.img_size, args.img_size))
-        except (OSError, ValueError, SyntaxError) as error:
-            fail(f"--data_root {root}: {path.name} cannot be read ({error}); mend or remove it")
-        images.append(torch.from_numpy(np.array(image)).reshape(*image.size, -1))
-    y = torch.tensor([folders.index(path.parent) for path in paths])
-    return torch.stack(images).permute(0, 3, 1, 2), y
+    root, size, mode = args.data_root, (args.img_size,) * 2, "L" if args.channels == 1 else "RGB"
+    try:
+        found = ImageFolder(root, lambda image: np.array(ImageOps.fit(image.convert(mode), size)))
+        if len(found.classes) != args.n_classes or len(found) < 20:
+            has = f"{len(found)} images in {len(found.classes)} folders"
+            fail(f"--data_root {root}: has {has}; --n_classes must say so, 20 images be there")
+        pairs = [*tqdm(found, "reading", leave=False, disable=None)]
+    except (OSError, ValueError, SyntaxError) as error:
+        fail(f"--data_root {root}: a folder of images for every class is wanted ({error})")
+    images, labels = zip(*pairs, strict=True)
+    images = torch.from_numpy(np.stack(images)).reshape(len(images), *size, -1)
+    return images.permute(0, 3, 1, 2), torch.tensor(labels)
 
 
 def load_latents(args):
@@ -452,9 +445,8 @@ def draw_batch(images, labels, args):
     """Random images x_0 and noises eps (B, C, H, W), their times t and classes y (B,)."""
     rows = torch.randint(len(images), (args.batch_size,), device=args.device)
     x0, y = to_model(images[rows]), labels[rows]
-    if args.flip:
-        mirror = torch.rand(args.batch_size, 1, 1, 1, device=args.device) < 0.5
-        x0 = torch.where(mirror, x0.flip(3), x0)
+    mirror = torch.rand(args.batch_size, 1, 1, 1, device=args.device) < args.flip / 2
+    x0 = torch.where(mirror, x0.flip(3), x0)
     dropped = torch.rand(args.batch_size, device=args.device) < args.label_dropout
     t = torch.randint(args.timesteps, (args.batch_size,), device=args.device)
     return x0, t, torch.randn_like(x0), torch.where(dropped, args.n_classes, y)

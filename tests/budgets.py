@@ -38,6 +38,7 @@ LINES = {
 DIFFS = {
     ("diffusion/ddpm.py", "diffusion/ddim.py"): 167,
     ("diffusion/ddpm.py", "diffusion/improved_ddpm.py"): 278,
+    ("diffusion/improved_ddpm.py", "diffusion/guided_diffusion.py"): 402,
     ("diffusion/improved_ddpm.py", "diffusion/dit.py"): 388,
     ("gan/gan.py", "gan/cgan.py"): 70,
     ("gan/gan.py", "gan/dcgan.py"): 90,

@@ -228,7 +228,7 @@ def test_class_folders(tmp_path, monkeypatch):
     args.device = "cpu"
     for x, y in dit.load_data(args):
         assert torch.equal(x[:, 0, 0, 0].long(), 80 * y)
-    mistake(DIT, *TINY, *flags, about="has 3 class folders")
+    mistake(DIT, *TINY, *flags, about="24 images in 3 folders")
 
 
 def test_latents_in_and_out(tmp_path, monkeypatch):
