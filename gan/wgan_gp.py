@@ -34,15 +34,18 @@ Unlike the paper: MLPs and 8x8 digits by default; --config dcgan is its convolut
 
 import argparse
 import contextlib
+import copy
 import json
 import math
 import os
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
@@ -50,32 +53,21 @@ from tqdm import tqdm
 SMOKE = {"n_steps": 300, "sample_interval": 300, "lr": 5e-4, "dim": 64, "latent_dim": 64}
 BARS = {"swd": (0.0, 0.085), "classes": (9.4, 10.0), "confidence": (0.81, 1.0)}
 BARS["penalty_gap"] = (0.0, 1e-5)
-CONFIGS = {"mlp": {}, "dcgan": {"net": "dcgan", "dim": 64, "latent_dim": 128, "n_steps": 200_000}}
+CONFIGS = {"mlp": {}, "dcgan": {"img_size": 32, "dim": 64, "latent_dim": 128, "n_steps": 200_000}}
 
 
 # --- model ---------------------------------------------------------------------------------------
+# Copied from gan/gan.py
 class Generator(nn.Module):
-    """Noise (B, Z) -> images (B, C, S, S) in [-1, 1].
+    """Noise (B, Z) -> images (B, C, S, S) in [-1, 1]: layers of dim, 2 dim, 4 dim, 8 dim, C S S."""
 
-    mlp: layers of dim, 2 dim, 4 dim, 8 dim and C S S units. dcgan: a 4x4 map grows to SxS; each
-    layer doubles the side and halves the channels, down to dim before the last one.
-    """
-
-    def __init__(self, net, latent_dim, img_size, channels, dim):
+    def __init__(self, latent_dim, img_size, channels, dim):
         super().__init__()
-        if net == "mlp":
-            layers = [nn.Linear(latent_dim, dim), nn.LeakyReLU(0.2)]
-            for n in (dim, 2 * dim, 4 * dim):
-                layers += [nn.Linear(n, 2 * n), nn.BatchNorm1d(2 * n), nn.LeakyReLU(0.2)]
-            layers += [nn.Linear(8 * dim, channels * img_size**2)]
-            layers += [nn.Unflatten(1, (channels, img_size, img_size))]
-        else:
-            n = dim * img_size // 8  # channels of the 4x4 map
-            layers = [nn.Linear(latent_dim, n * 4 * 4), nn.Unflatten(1, (n, 4, 4))]
-            while n > dim:
-                layers += [nn.BatchNorm2d(n), nn.ReLU(), nn.ConvTranspose2d(n, n // 2, 4, 2, 1)]
-                n //= 2
-            layers += [nn.BatchNorm2d(n), nn.ReLU(), nn.ConvTranspose2d(n, channels, 4, 2, 1)]
+        layers = [nn.Linear(latent_dim, dim), nn.LeakyReLU(0.2)]
+        for n in (dim, 2 * dim, 4 * dim):
+            layers += [nn.Linear(n, 2 * n), nn.BatchNorm1d(2 * n), nn.LeakyReLU(0.2)]
+        layers += [nn.Linear(8 * dim, channels * img_size**2)]
+        layers += [nn.Unflatten(1, (channels, img_size, img_size))]
         self.model = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, z):  # (B, Z)
@@ -83,73 +75,86 @@ class Generator(nn.Module):
 
 
 class LeakyReLU(nn.Module):
-    """x above 0, 0.2 x below. In a product the slope is just a number to autograd; nn.LeakyReLU
-    differentiates it again for (5), which takes a tenth more time and yields zeros."""
+    """nn's differentiates the slope again for (5): a tenth more time, for zeros."""
 
     def forward(self, x):
         return x * torch.where(x > 0, 1.0, 0.2)
 
 
+# Differs from gan/gan.py
 class Discriminator(nn.Module):
-    """The critic: images (B, C, S, S) -> scores (B,), any real numbers.
+    """Images (B, C, S, S) -> scores (B,): layers of 4 dim, 2 dim and 1 units."""
 
-    mlp: layers of 4 dim, 2 dim and 1 units. dcgan: the generator's maps in reverse. No batch norm
-    here: the slope in (5) belongs to one image, and must not depend on the rest of its batch.
-    """
-
-    def __init__(self, net, img_size, channels, dim):
+    def __init__(self, img_size, channels, dim):
         super().__init__()
-        if net == "mlp":
-            layers = [nn.Flatten(), nn.Linear(channels * img_size**2, 4 * dim), LeakyReLU()]
-            layers += [nn.Linear(4 * dim, 2 * dim), LeakyReLU(), nn.Linear(2 * dim, 1)]
-        else:
-            layers, n = [nn.Conv2d(channels, dim, 4, 2, 1), LeakyReLU()], dim
-            while n < dim * img_size // 8:
-                layers += [nn.Conv2d(n, 2 * n, 4, 2, 1), LeakyReLU()]
-                n *= 2
-            layers += [nn.Flatten(), nn.Linear(n * 4 * 4, 1)]
+        layers = [nn.Linear(channels * img_size**2, 4 * dim), LeakyReLU()]
+        layers += [nn.Linear(4 * dim, 2 * dim), LeakyReLU(), nn.Linear(2 * dim, 1)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x):  # (B, C, S, S)
-        return self.model(x)[:, 0]  # (B,)
+        return self.model(x.flatten(1))[:, 0]  # (B,)
+
+
+# Copied from gan/wgan.py
+class ConvGenerator(nn.Sequential):
+    """In convolutions: a 4x4 map grows to SxS while its channels shrink. (B, Z) -> (B, C, S, S)."""
+
+    def __init__(self, latent_dim, img_size, channels, dim):
+        maps = [dim * 2**i for i in reversed(range(img_size.bit_length() - 3))]
+        layers = [nn.Linear(latent_dim, maps[0] * 4 * 4), nn.Unflatten(1, (maps[0], 4, 4))]
+        for n, m in pairwise([*maps, channels]):
+            layers += [nn.BatchNorm2d(n), nn.ReLU(), nn.ConvTranspose2d(n, m, 4, 2, 1)]
+        super().__init__(*layers, nn.Tanh())
+
+
+# Differs from gan/wgan.py
+class ConvDiscriminator(nn.Sequential):
+    """In convolutions: the maps of ConvGenerator in reverse. (B, C, S, S) -> (B,)."""
+
+    def __init__(self, img_size, channels, dim):
+        layers, maps = [], [dim * 2**i for i in range(img_size.bit_length() - 3)]
+        for n, m in pairwise([channels, *maps]):
+            layers += [nn.Conv2d(n, m, 4, 2, 1), LeakyReLU()]
+        super().__init__(*layers, nn.Flatten(), nn.Linear(maps[-1] * 4 * 4, 1), nn.Flatten(0))
 
 
 # --- the idea ------------------------------------------------------------------------------------
+# Copied from gan/wgan.py
 def d_loss(real_score, fake_score):
     return fake_score.mean() - real_score.mean()  # eq. (2)
 
 
+# Copied from gan/wgan.py
 def g_loss(fake_score):
     return -fake_score.mean()  # eq. (3)
 
 
 def gradient_penalty(discriminator, real, fake):
-    """How far the slope of the critic is from 1 between real and fake (both (B, C, S, S)): a
-    scalar, made of gradients by the images, to be differentiated again by the critic's weights."""
-    with torch.autocast(real.device.type, enabled=False):  # bfloat16 is too coarse for that
-        eps = torch.rand(len(real), 1, 1, 1, device=real.device)  # one per image
-        x_hat = (eps * real + (1 - eps) * fake).requires_grad_()  # eq. (4)
-        score = discriminator(x_hat).sum()  # a sum, as each score depends on its own image only
-        (slope,) = torch.autograd.grad(score, x_hat, create_graph=True)  # (B, C, S, S)
-        norm = (slope.flatten(1).square().sum(1) + 1e-12).sqrt()  # (B,)
-        return (norm - 1).square().mean()  # eq. (5)
+    """How far the critic's slope is from 1 between real and fake (B, C, S, S); differentiable."""
+    eps = torch.rand(len(real), 1, 1, 1, device=real.device)  # one per image
+    x_hat = (eps * real + (1 - eps) * fake).requires_grad_()  # eq. (4)
+    score = discriminator(x_hat).sum()  # a sum, as each score depends on its own image only
+    (slope,) = torch.autograd.grad(score, x_hat, create_graph=True)  # (B, C, S, S)
+    norm = (slope.flatten(1).square().sum(1) + 1e-12).sqrt()  # (B,)
+    return (norm - 1).square().mean()  # eq. (5)
 
 
+# Differs from gan/wgan.py
 def d_step(generator, discriminator, optimizer, real, z, lambda_gp):
-    """One step of the critic; the fakes carry no graph, so the generator feels nothing of it."""
+    """One step of the discriminator; the fakes carry no graph: the generator feels nothing."""
     with torch.no_grad():
         fake = generator(z)  # eq. (1)
-    real_score, fake_score = discriminator(torch.cat([real, fake])).chunk(2)
-    loss = d_loss(real_score, fake_score)
+    loss = d_loss(*discriminator(torch.cat([real, fake])).chunk(2))
     penalty = gradient_penalty(discriminator, real, fake)
     optimizer.zero_grad()
     (loss + lambda_gp * penalty).backward()  # eq. (6)
     optimizer.step()
-    return loss.detach(), penalty.detach()
+    return torch.stack([loss, penalty]).detach()
 
 
+# Copied from gan/wgan.py
 def g_step(generator, discriminator, optimizer, z):
-    """One step of the generator; the gradient passes through the critic but does not stay there."""
+    """One step of the generator; the gradient passes through the discriminator, not into it."""
     discriminator.requires_grad_(False)
     loss = g_loss(discriminator(generator(z)))
     optimizer.zero_grad()
@@ -159,13 +164,21 @@ def g_step(generator, discriminator, optimizer, z):
     return loss.detach()
 
 
+# Copied from gan/gan.py
+def update_ema(ema, generator, decay):
+    """Draw the averaged weights a little, 1 - decay, towards the generator's."""
+    with torch.no_grad():
+        torch._foreach_lerp_([*ema.parameters()], [*generator.parameters()], 1 - decay)
+        torch._foreach_copy_([*ema.buffers()], [*generator.buffers()])
+
+
 # --- data ----------------------------------------------------------------------------------------
 # Side and channels that the images have, or get where they differ among themselves (folder).
 SIZES = {"digits": (8, 1), "mnist": (28, 1), "fashion_mnist": (28, 1)}
 SIZES |= {"cifar10": (32, 3), "folder": (64, 3)}
 
 
-# Differs from diffusion/ddpm.py
+# Copied from gan/gan.py
 def load_folder(root, size):
     """All images below root, cropped square: bytes x (N, 3, S, S), and their folders y (N,)."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
@@ -211,9 +224,9 @@ def load_data(args):
         y = torch.cat([torch.as_tensor(part.targets) for part in parts])
     x, size = x.float() / 127.5 - 1, args.img_size
     if (x.shape[3], size) == (28, 32):
-        x = nn.functional.pad(x, (2, 2, 2, 2), value=-1)  # a black margin keeps strokes sharp
+        x = F.pad(x, (2, 2, 2, 2), value=-1)  # a black margin keeps strokes sharp
     elif x.shape[3] != size:
-        x = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
     if x.shape[1] != args.channels:  # colour to grey, or grey to colour
         x = x.mean(1, keepdim=True).expand(-1, args.channels, -1, -1)
     x, y = x.contiguous().to(args.device), y.to(args.device)
@@ -223,13 +236,15 @@ def load_data(args):
 # --- train, sample, evaluate, smoke --------------------------------------------------------------
 def build(args):
     """Return both players, on the device; --weights are the generator's."""
-    generator = Generator(args.net, args.latent_dim, args.img_size, args.channels, args.dim)
-    discriminator = Discriminator(args.net, args.img_size, args.channels, args.dim)
+    shape, mlp = (args.img_size, args.channels, args.dim), args.config == "mlp"
+    generator = (Generator if mlp else ConvGenerator)(args.latent_dim, *shape)
+    discriminator = (Discriminator if mlp else ConvDiscriminator)(*shape)
     if args.weights:
         load_weights(args.weights, generator)
     return generator.to(args.device), discriminator.to(args.device)
 
 
+# Copied from gan/gan.py
 def noise(args, n):
     return torch.randn(n, args.latent_dim, device=args.device)  # (N, Z)
 
@@ -237,14 +252,15 @@ def noise(args, n):
 def train(args):
     """Train from scratch, or on from OUT/last.pt; return the metrics of 1000 fakes."""
     torch.manual_seed(args.seed)
-    data, held_out = load_data(args)
-    generator, discriminator = build(args)
+    data = load_data(args)
+    generator, discriminator = players = build(args)
     adam = {"lr": args.lr, "betas": (args.b1, args.b2), "fused": True}
     optimizer_g = torch.optim.Adam(generator.parameters(), **adam)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
-    state = {"generator": generator, "discriminator": discriminator}
+    ema = copy.deepcopy(generator) if args.ema else generator  # this one draws
+    state = {"generator": generator, "discriminator": discriminator, "ema": ema}
     state |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
-    x, z_fixed = data[0], noise(args, 1000)  # the same z in every picture: progress can be seen
+    x, z_fixed = data[0][0], noise(args, 1000)  # the same z in every picture: progress can be seen
     step = begin(args, state)
     try:
         while step < args.n_steps:
@@ -252,28 +268,28 @@ def train(args):
             n = min(args.sample_interval - step % args.sample_interval, args.n_steps - step)
             for _ in tqdm(range(n), f"step {step + n}", leave=False, disable=None):
                 torch.manual_seed(args.seed * 1_000_000 + step)  # so that a resumed run is exact
-                for _ in range(args.n_critic):  # bring the critic near its best first
-                    real = x[torch.randint(len(x), (args.batch_size,), device=args.device)]
-                    z = noise(args, args.batch_size)
-                    losses = d_step(generator, discriminator, optimizer_d, real, z, args.lambda_gp)
-                loss = g_step(generator, discriminator, optimizer_g, noise(args, args.batch_size))
-                total += torch.stack([loss, *losses])
+                for _ in range(args.n_critic):  # the discriminator goes first
+                    i = torch.randint(len(x), (args.batch_size,), device=args.device)
+                    d = d_step(*players, optimizer_d, x[i], noise(args, len(i)), args.lambda_gp)
+                g = g_step(*players, optimizer_g, noise(args, args.batch_size))
+                if args.ema:
+                    update_ema(ema, generator, min(args.ema, (1 + step) / (10 + step)))
+                total += torch.stack([g, *d])
                 step += 1
             if not total.isfinite().all():
                 sys.exit(f"stopped: the loss is not finite at step {step}; try a lower --lr")
             save(args, state, step)
-            fakes = sample(generator, z_fixed)
+            fakes = sample(ema, z_fixed)
             picture(args, f"samples_{step:06d}", fakes[: args.n_samples])
-            g, d, penalty = (total / n).tolist()
-            row = {"d_loss": d + args.lambda_gp * penalty, "g_loss": g, "wasserstein": -d}
-            log(args, step=step, **row, penalty=penalty, **evaluate(fakes, data, held_out))
+            g, d, p = (total / n).tolist()
+            log(args, step=step, wasserstein=-d, g_loss=g, penalty=p, **evaluate(fakes, data))
     except KeyboardInterrupt:
         save(args, state, step)
         print(f"interrupted: --resume --out {args.out} goes on", file=sys.stderr)
         raise
-    picture(args, "interpolation", sample(generator, interpolate(z_fixed[:8], z_fixed[8:16])))
+    picture(args, "interpolation", sample(ema, interpolate(z_fixed[:8], z_fixed[8:16])))
     plot(args)
-    return evaluate(sample(generator, z_fixed), data, held_out)
+    return evaluate(sample(ema, z_fixed), data)
 
 
 @torch.inference_mode()
@@ -285,18 +301,20 @@ def sample(generator, z):
     return images
 
 
+# Copied from gan/gan.py
 def interpolate(z0, z1, n=8):
     """n steps from each z0 (N, Z) to its z1, (N n, Z); on this arc all are N(0, I) as z0 is."""
     angle = torch.linspace(0, math.pi / 2, n, device=z0.device)[:, None]
     return (angle.cos() * z0[:, None] + angle.sin() * z1[:, None]).flatten(0, 1)
 
 
+# Copied from gan/gan.py
 def picture(args, name, images):
     """Write OUT/name.png, a square of images; black is -1 and white is 1, whatever they hold."""
     from torchvision.utils import save_image
 
     path, nrow = Path(args.out, f"{name}.png"), math.ceil(len(images) ** 0.5)
-    images = nn.functional.interpolate(images, scale_factor=max(1, 32 // args.img_size))
+    images = F.interpolate(images, scale_factor=max(1, 32 // args.img_size))
     save_image(images, path, nrow=nrow, normalize=True, value_range=(-1, 1))
 
 
@@ -312,29 +330,26 @@ def generate(args):
 
 
 @torch.inference_mode()
-def evaluate(fakes, data, held_out):
-    """Three measures of fakes (N, C, S, S): a cheat may do well by one or two, not by all.
-
+def evaluate(fakes, data):
+    """Three measures of fakes (N, C, S, S); a cheat may do well by one or two, not by all.
     swd: sliced Wasserstein distance to held-out images (along a line, sorting is the best plan).
-    classes: exp(entropy) of their classes, the majority's of 10 nearest neighbours in the data.
-    confidence: the majority's share of those 10; noise, blurs and blends lie between the classes.
-    """
-    (x, y), (real, _) = data, held_out
+    classes: exp(entropy) of their classes, by a vote of 10 nearest neighbours in the data.
+    confidence: the winner's share of votes; noise, blurs and blends lie between the classes."""
+    (x, y), (real, _) = data
     n = min(len(fakes), len(real))
     fakes, real, x = fakes[:n].flatten(1), real[:n].flatten(1), x[:10_000].flatten(1)
     torch.manual_seed(0)  # the same lines each time
-    lines = nn.functional.normalize(torch.randn(x.shape[1], 256, device=x.device), dim=0)
+    lines = F.normalize(torch.randn(x.shape[1], 256, device=x.device), dim=0)
     swd = ((fakes @ lines).sort(0)[0] - (real @ lines).sort(0)[0]).abs().mean()
     near = torch.cdist(fakes, x).topk(10, largest=False)[1]  # (N, 10)
-    confidence, winner = nn.functional.one_hot(y[near]).float().mean(1).max(1)  # (N,), (N,)
-    share = nn.functional.one_hot(winner).float().mean(0)  # (classes,)
+    confidence, winner = F.one_hot(y[near]).float().mean(1).max(1)  # (N,), (N,)
+    share = F.one_hot(winner).float().mean(0)  # (classes,)
     classes = torch.distributions.Categorical(share).entropy().exp()
-    values = {"swd": swd, "classes": classes, "confidence": confidence.mean()}
-    return {name: value.item() for name, value in values.items()}
+    return {"swd": swd.item(), "classes": classes.item(), "confidence": confidence.mean().item()}
 
 
 def smoke(args):
-    """A short run in a temporary folder, then an identity that needs no training."""
+    """A short run in a temporary folder, then what must hold exactly."""
     with tempfile.TemporaryDirectory() as args.out:
         metrics = train(args)
     w, real, fake = torch.randn(3, 64, 1, 8, 8)
@@ -482,10 +497,10 @@ def parse_args(argv=None):
     add("--lr", type=at_least(0.0), default=1e-4, help="adam: learning rate")
     add("--b1", type=at_least(0.0, 1.0), default=0.0, help="adam: decay of the gradient's mean")
     add("--b2", type=at_least(0.0, 1.0), default=0.9, help="adam: decay of its square")
-    add("--n_critic", type=at_least(1), default=5, help="critic steps before each generator step")
+    add("--n_critic", type=at_least(1), default=5, help="steps of D before each step of G")
     add("--lambda_gp", type=at_least(0.0), default=10.0, help="weight of the gradient penalty")
     add("--config", choices=[*CONFIGS], default="mlp", help="named set of defaults")
-    add("--net", choices=["mlp", "dcgan"], default="mlp", help="kind of both networks")
+    add("--ema", type=at_least(0.0, 1.0), default=0.0, help="decay of G's mean weights; 0: no mean")
     add("--dim", type=at_least(1), default=128, help="width of both networks")
     add("--latent_dim", type=at_least(1), default=100, help="size Z of the noise")
     add("--dataset", choices=[*SIZES], default="digits", help="digits needs no download")
@@ -507,10 +522,8 @@ def parse_args(argv=None):
         parser.set_defaults(**SMOKE)
     args = parser.parse_args(argv)
     size, channels = SIZES[args.dataset]
-    if args.net == "dcgan" and size == 28:
-        size = 32
     args.img_size, args.channels = args.img_size or size, args.channels or channels
-    if args.net == "dcgan" and args.img_size not in (8, 16, 32, 64, 128, 256):
+    if args.config == "dcgan" and args.img_size not in (8, 16, 32, 64, 128, 256):
         fail(f"--img_size {args.img_size}: dcgan doubles 4x4 maps; take 8, 16, 32, 64, 128 or 256")
     return args
 

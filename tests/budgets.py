@@ -41,7 +41,7 @@ DIFFS = {
     ("diffusion/improved_ddpm.py", "diffusion/guided_diffusion.py"): 402,
     ("diffusion/improved_ddpm.py", "diffusion/dit.py"): 388,
     ("gan/gan.py", "gan/cgan.py"): 70,
-    ("gan/gan.py", "gan/dcgan.py"): 90,
+    ("gan/gan.py", "gan/dcgan.py"): 40,
     ("gan/gan.py", "gan/wgan.py"): 60,
     ("gan/wgan.py", "gan/wgan_gp.py"): 45,
     ("gnn/gcn.py", "gnn/graphsage.py"): 40,

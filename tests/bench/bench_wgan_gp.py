@@ -31,8 +31,8 @@ class Strokes(Dataset):
 def lean(images, device):
     """Ours: data as one tensor on the device, the script's own steps, fused Adam."""
     x = (images[:, None].float() / 127.5 - 1).to(device)
-    generator = gan.Generator("mlp", LATENT, SIZE, 1, 128).to(device)
-    critic = gan.Discriminator("mlp", SIZE, 1, 128).to(device)
+    generator = gan.Generator(LATENT, SIZE, 1, 128).to(device)
+    critic = gan.Discriminator(SIZE, 1, 128).to(device)
     adam = {"lr": 1e-4, "betas": (0.0, 0.9), "fused": True}
     optimizer_g = torch.optim.Adam(generator.parameters(), **adam)
     optimizer_d = torch.optim.Adam(critic.parameters(), **adam)
