@@ -20,7 +20,8 @@ LINES = {
     "diffusion/improved_ddpm.py": 450,
     "diffusion/guided_diffusion.py": 450,
     "diffusion/dit.py": 450,
-    "diffusion/latent_diffusion.py": 450,
+    "diffusion/autoencoder_kl.py": 400,
+    "diffusion/latent_diffusion.py": 620,
     "gan/stylegan*": 450,
     "gan/draggan.py": 450,
     "vocoder/bigvgan.py": 450,
@@ -49,7 +50,7 @@ DIFFS = {
     ("gan/pix2pix.py", "gan/cyclegan.py"): 150,
     ("gan/stylegan.py", "gan/stylegan2.py"): 220,
     ("gan/stylegan2.py", "gan/stylegan3.py"): 260,
-    ("ssm/mamba.py", "ssm/retnet.py"): 260,
+    ("ssm/mamba.py", "ssm/retnet.py"): 160,
 }
 
 
