@@ -1011,7 +1011,7 @@ def parse_args(argv=None):
             fail(f"--{key} {getattr(args, key)}: is no multiple of 4; try 32, 64 or 128")
     part = args.head_dim or args.heads
     if any(mult * args.base_channels % part for mult in args.channel_mult):
-        fail(f"--heads, --head_dim {part}: must divide --base_channels at every size")
+        fail(f"--heads, --head_dim {part}: does not divide every width; try 4, or other widths")
     if max(args.attn_levels, default=0) >= len(args.channel_mult):
         fail(f"--attn_levels {max(args.attn_levels)}: is no level; 0 is the first")
     if args.sampling_steps > args.timesteps:

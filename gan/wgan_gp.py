@@ -21,6 +21,7 @@ way even from far off, where the loss of a plain GAN goes flat. WGAN bounds the 
 the weights of D, which leaves it too simple. But the best D has slope 1 all along the lines from a
 fake to the real that it is carried to: (5) asks for that directly, on lines between random pairs.
 Then -L_D estimates the distance; it is logged as wasserstein, and falls as the images improve.
+A score depends on its own image alone, so the gradient of their sum holds the slopes of all.
 
 Shapes: B batch, Z latent_dim, C channels, S img_size; z (B, Z), images (B, C, S, S), scores (B,).
 Unlike the paper: MLPs and 8x8 digits by default; --config dcgan is its convolutional net but with
@@ -131,12 +132,12 @@ def g_loss(fake_score):
 
 def gradient_penalty(discriminator, real, fake):
     """How far the critic's slope is from 1 between real and fake (B, C, S, S); differentiable."""
-    eps = torch.rand(len(real), 1, 1, 1, device=real.device)  # one per image
-    x_hat = (eps * real + (1 - eps) * fake).requires_grad_()  # eq. (4)
-    score = discriminator(x_hat).sum()  # a sum, as each score depends on its own image only
-    (slope,) = torch.autograd.grad(score, x_hat, create_graph=True)  # (B, C, S, S)
-    norm = (slope.flatten(1).square().sum(1) + 1e-12).sqrt()  # (B,)
-    return (norm - 1).square().mean()  # eq. (5)
+    with torch.autocast(real.device.type, enabled=False):  # bfloat16 is too coarse for that
+        eps = torch.rand(len(real), 1, 1, 1, device=real.device)  # one per image
+        x_hat = (eps * real + (1 - eps) * fake).requires_grad_()  # eq. (4)
+        (slope,) = torch.autograd.grad(discriminator(x_hat).sum(), x_hat, create_graph=True)
+        norm = (slope.flatten(1).square().sum(1) + 1e-12).sqrt()  # (B,)
+        return (norm - 1).square().mean()  # eq. (5)
 
 
 # Differs from gan/wgan.py

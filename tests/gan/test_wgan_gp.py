@@ -170,6 +170,15 @@ def test_batch_norm_would_mix_the_batch(monkeypatch):
     assert alone(monkeypatch, lambda x: critic(norm(x))) > 1e-4
 
 
+def test_penalty_ignores_autocast():
+    real, fake = pair(torch.float32)
+    critic = gan.Discriminator(S, C, 4)
+    want = penalty(critic, real, fake)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(penalty(critic, real, fake), want)
+        assert critic(real).dtype == torch.bfloat16  # it was on
+
+
 def test_leaky_relu_is_torchs():
     real, fake = pair(torch.float32)
     ours, theirs = gan.Discriminator(S, C, 4), gan.Discriminator(S, C, 4)
