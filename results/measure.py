@@ -75,19 +75,48 @@ def nearest(x, reals):
 
 
 class Judge:
-    """The real images of a run and a FeatureNet that knows them."""
+    """Real images (N, C, S, S) in [-1, 1] with their classes, and a FeatureNet that knows them."""
 
-    def __init__(self, module, args):
-        self.train, self.test = (module.to_model(part) for part in module.load_data(args))
-        y, self.y_test = labels(args)
-        self.net = judge(self.train, y)
-        self.features, self.probabilities = look(self.net, self.test)
+    def __init__(self, train, y, test, y_test):
+        self.train, self.test = train, test
+        self.net = judge(train, y)
+        self.features, probabilities = look(self.net, test)
+        self.accuracy = (probabilities.argmax(1) == y_test).float().mean().item()
+        self.confident = (probabilities.amax(1) > 0.9).float().mean().item()
 
     def floor(self, n):
         """Frechet distance of n training images, at random, from the test images."""
         torch.manual_seed(0)
         part = self.train[torch.randperm(len(self.train))[:n]]
         return frechet(look(self.net, part)[0], self.features)
+
+    def verdict(self, fakes, asked=None):
+        """What there is to say of fakes (N, C, S, S), if need be of the classes asked (N,)."""
+        n = len(fakes)
+        features, probabilities = look(self.net, fakes)
+        confidence, classes = probabilities.max(1)
+        share = classes.bincount(minlength=probabilities.shape[1]) / n
+        said = {
+            "judge_test_acc": self.accuracy,
+            "n_samples": n,
+            "frechet": frechet(features, self.features),
+            "frechet_floor": self.floor(n),
+            "confident_share": (confidence > 0.9).float().mean().item(),
+            "confident_share_of_test": self.confident,
+            "effective_classes": (-share.xlogy(share).sum()).exp().item(),
+            "nearest_train": nearest(fakes, self.train),
+            "nearest_train_of_test": nearest(self.test[:n], self.train),
+        }
+        if asked is not None:
+            said["asked_class_acc"] = (classes == asked).float().mean().item()
+        return said
+
+
+def of_diffusion(module, args):
+    """The judge of a run in diffusion/."""
+    train, test = (module.to_model(part) for part in module.load_data(args))
+    y, y_test = labels(args)
+    return Judge(train, y, test, y_test)
 
 
 def drawn(module, model, process, args, n):
@@ -101,29 +130,30 @@ def drawn(module, model, process, args, n):
 
 def images(module, args, n=1000):
     """Draw n images with OUT/last.pt and hold them against the real ones."""
-    real = Judge(module, args)
+    real = of_diffusion(module, args)
     model, process = module.build(args)
     module.load_weights(f"{args.out}/last.pt", model)
-    fakes = drawn(module, model, process, args, n)
-    features, probabilities = look(real.net, fakes)
-    confidence, classes = probabilities.max(1)
-    share = classes.bincount(minlength=10) / n
-    return {
-        "judge_test_acc": (real.probabilities.argmax(1) == real.y_test).float().mean().item(),
-        "n_samples": n,
-        "frechet": frechet(features, real.features),
-        "frechet_floor": real.floor(n),
-        "confident_share": (confidence > 0.9).float().mean().item(),
-        "confident_share_of_test": (real.probabilities.amax(1) > 0.9).float().mean().item(),
-        "effective_classes": (-share.xlogy(share).sum()).exp().item(),
-        "nearest_train": nearest(fakes, real.train),
-        "nearest_train_of_test": nearest(real.test[:n], real.train),
-    }
+    return real.verdict(drawn(module, model, process, args, n))
+
+
+def players(module, args, n=1000):
+    """The same of a run in gan/ whose generator takes noise, and a class if the net is told one."""
+    torch.manual_seed(args.seed)
+    (x, y), (x_test, y_test) = module.load_data(args)
+    real = Judge(x, y, x_test, y_test)
+    generator, _ = module.build(args)
+    module.load_weights(f"{args.out}/last.pt", generator)
+    torch.manual_seed(1000)
+    z = module.noise(args, n)
+    if not hasattr(args, "n_classes"):
+        return real.verdict(module.sample(generator, z))
+    asked = torch.arange(n, device=args.device) % args.n_classes
+    return real.verdict(module.sample(generator, z, asked), asked)
 
 
 def steps(module, args, n=500):
     """Frechet distance of n images drawn in few steps and in many, with and without noise."""
-    real = Judge(module, args)
+    real = of_diffusion(module, args)
     model, process = module.build(args)
     module.load_weights(args.weights or f"{args.out}/last.pt", model)
     metrics, part = {"n_samples": n, "frechet_floor": real.floor(n)}, copy.copy(args)
