@@ -6,6 +6,8 @@ with one another, so the distance of real training images, as many, stands besid
 """
 
 import copy
+import json
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -163,3 +165,12 @@ def steps(module, args, n=500):
             key = f"frechet_eta{part.eta:.0f}_{part.sampling_steps}"
             metrics[key] = frechet(look(real.net, fakes)[0], real.features)
     return metrics
+
+
+def grids(module, args):
+    """Error of a KAN after its last step on each of --grids, as OUT/log.jsonl tells it."""
+    rows = map(json.loads, Path(args.out, "log.jsonl").read_text(encoding="utf-8").splitlines())
+    rmse = {row["step"]: row["test_rmse"] for row in rows}
+    last = {G: (at + 1) * args.grid_interval for at, G in enumerate(args.grids)}
+    last[args.grids[-1]] = args.n_steps
+    return {f"test_rmse_G{G}": rmse[step] for G, step in last.items()}

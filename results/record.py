@@ -29,6 +29,7 @@ from house import code_sha256, load  # noqa: E402
 
 # The measure of a script, or else that of its folder.
 MEASURES = {"diffusion/ddim.py": measure.steps, "diffusion": measure.images}
+MEASURES["basics/kan.py"] = measure.grids
 GANS = ["gan", "cgan", "dcgan", "wgan", "wgan_gp"]
 MEASURES |= {f"gan/{name}.py": measure.players for name in GANS}
 
