@@ -67,7 +67,10 @@ def main():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if args.device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated()
-    row = {"script": script, "argv": [flag for flag in argv if flag != "--resume"]}
+    local = "--data_root", "--out"
+    places = {at + i for at, flag in enumerate(argv) if flag in local for i in (0, 1)}
+    typed = [word for at, word in enumerate(argv) if at not in places and word != "--resume"]
+    row = {"script": script, "argv": typed}
     local = {"device", "out", "data_root", "resume", "smoke", "seed"}
     row |= {"settings": {key: v for key, v in vars(args).items() if key not in local}}
     row |= {"seed": args.seed if len(runs) == 1 else [run[0].seed for run in runs]}

@@ -31,6 +31,7 @@ LINES = {
     "llm/sft.py": 450,
     "llm/dpo.py": 450,
     "nlp/ngram_lm.py": 450,
+    "vision/*": 320,
     "basics/*": 120,
     "*": 250,
 }
@@ -51,6 +52,11 @@ DIFFS = {
     ("gan/stylegan.py", "gan/stylegan2.py"): 220,
     ("gan/stylegan2.py", "gan/stylegan3.py"): 260,
     ("ssm/mamba.py", "ssm/retnet.py"): 160,
+    ("vision/resnet.py", "vision/resnext.py"): 40,
+    ("vision/resnet.py", "vision/senet.py"): 40,
+    ("vision/resnet.py", "vision/res2net.py"): 70,
+    ("vision/vit.py", "vision/swin.py"): 220,
+    ("vision/convnext.py", "vision/edgenext.py"): 220,
 }
 
 

@@ -71,10 +71,10 @@ def result(script):
 def summary(record, script):
     """The sentence that a script or its family has agreed on, or else the first metrics."""
     metrics, std = record["metrics"], record.get("std", {})
-    family = "diffusion" if "frechet" in metrics else script.split("/")[0]
-    for key in (script, family):
-        if key in SENTENCES:
-            return SENTENCES[key].format(**metrics | record["settings"], std=std, n=record["seed"])
+    values = metrics | record["settings"] | {"std": std, "n": record["seed"]}
+    for key in (script, script.split("/")[0]):
+        if key in SENTENCES and {*re.findall(r"{(\w+)", SENTENCES[key])} <= {*values}:
+            return SENTENCES[key].format(**values)
     return ", ".join(f"{key} {value:.3g}" for key, value in [*metrics.items()][:3])
 
 
@@ -85,6 +85,11 @@ SENTENCES = {
     "{frechet_floor:.1f})",
     "diffusion": "Frechet {frechet:.2f} (floor {frechet_floor:.2f}), judge sure of "
     "{confident_share:.0%}, {bits_per_dim:.2f} bits/dim at T = {timesteps}",
+    "gan/cgan.py": "asked class {asked_class_acc:.1%}, judge sure of {confident_share:.0%}, "
+    "Frechet {frechet:.2f} (floor {frechet_floor:.2f})",
+    "gan": "judge sure of {confident_share:.0%}, {effective_classes:.1f} of 10 classes, Frechet "
+    "{frechet:.2f} (floor {frechet_floor:.2f})",
+    "vision": "{test_acc:.2%} after {n_epochs} epochs",
     "gnn": "{test_acc:.1%} +- {std[test_acc]:.1%} over seeds {n[0]} to {n[9]}",
 }
 
