@@ -85,6 +85,8 @@ SENTENCES = {
     "{frechet_floor:.1f})",
     "diffusion": "Frechet {frechet:.2f} (floor {frechet_floor:.2f}), judge sure of "
     "{confident_share:.0%}, {bits_per_dim:.2f} bits/dim at T = {timesteps}",
+    "basics/kan.py": "test RMSE {test_rmse_G10:.1g} at G = 10, {test_rmse_G20:.1g} at G = 20",
+    "basics/rnn_lm.py": "{bits_per_char:.3f} bits per character, perplexity {perplexity:.2f}",
     "gan/cgan.py": "asked class {asked_class_acc:.1%}, judge sure of {confident_share:.0%}, "
     "Frechet {frechet:.2f} (floor {frechet_floor:.2f})",
     "gan": "judge sure of {confident_share:.0%}, {effective_classes:.1f} of 10 classes, Frechet "
