@@ -83,15 +83,14 @@ def shortcut(n_in, n_out, stride):
 class BasicBlock(nn.Module):
     """Maps (B, n_in, h, w) -> (B, n, h / stride, w / stride)."""
 
-    expansion = 1
-
     def __init__(self, n_in, n, stride):
         super().__init__()
+        self.n_out = n
         self.conv1 = nn.Conv2d(n_in, n, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(n)
         self.conv2 = nn.Conv2d(n, n, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(n)
-        self.downsample = shortcut(n_in, n, stride)
+        self.downsample = shortcut(n_in, self.n_out, stride)
 
     def forward(self, x):
         y = self.bn1(self.conv1(x)).relu_()
@@ -103,17 +102,16 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """Maps (B, n_in, h, w) -> (B, 4 n, h / stride, w / stride); the 3x3 convolution sees n."""
 
-    expansion = 4
-
     def __init__(self, n_in, n, stride):
         super().__init__()
+        self.n_out = 4 * n
         self.conv1 = nn.Conv2d(n_in, n, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(n)
         self.conv2 = nn.Conv2d(n, n, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(n)
         self.conv3 = nn.Conv2d(n, 4 * n, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * n)
-        self.downsample = shortcut(n_in, 4 * n, stride)
+        self.downsample = shortcut(n_in, self.n_out, stride)
 
     def forward(self, x):
         y = self.bn1(self.conv1(x)).relu_()
@@ -149,10 +147,10 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         n_in = width
         for i, depth in enumerate(depths):
-            n, blocks = width * 2**i, []
+            blocks = []
             for at in range(depth):
-                blocks.append(block(n_in, n, 2 if i > 0 and at == 0 else 1))
-                n_in = n * block.expansion
+                blocks.append(block(n_in, width * 2**i, 2 if i > 0 and at == 0 else 1))
+                n_in = blocks[-1].n_out
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.fc = Head(n_in, n_classes)
         for m in self.modules():
@@ -282,9 +280,8 @@ def build(args, n_classes):
         )
     if model.fc.anew:
         print(f"--weights {args.weights}: {model.fc.anew}: it is left out", file=sys.stderr)
-    if args.block == "bottleneck" or args.device != "cpu":  # where it is the faster layout
-        model = model.to(memory_format=torch.channels_last)
-    return model.to(args.device)
+    layout = torch.channels_last if args.block == "bottleneck" else torch.contiguous_format
+    return model.to(args.device, memory_format=layout)
 
 
 def make_optimizer(args, model):
@@ -401,8 +398,8 @@ def smoke(args):
     """A short run in a temporary folder, then what must hold exactly."""
     with tempfile.TemporaryDirectory() as args.out:
         metrics = train(args)
-    block, x = BasicBlock(4, 4, 1), torch.randn(2, 4, 8, 8)
-    nn.init.zeros_(block.bn2.weight)  # F = 0: nothing is added
+    block, x = Bottleneck(16, 4, 1), torch.randn(2, 16, 8, 8)
+    nn.init.zeros_(block.bn3.weight)  # F = 0: nothing is added
     return report(args, **metrics, identity_gap=(block(x) - x.relu()).abs().max().item())
 
 
@@ -562,7 +559,7 @@ def parse_args(argv=None):
     add("--img_size", type=at_least(1), help="side of the images; default: that of the data set")
     add("--channels", type=int, choices=[1, 3], help="1 grey, 3 colour; default: as the data set")
     add("--pad", type=at_least(0), default=0, help="pixels that a training image may be moved")
-    add("--flip", action="store_true", help="mirror every other training image")
+    add("--flip", action="store_true", help="mirror half of the training images")
     add("--amp", action="store_true", help="bfloat16 autocast")
     add("--weights", help="state dict or checkpoint to load")
     add("--predict", help="image, or folder of images, to name; nothing is trained")

@@ -61,9 +61,9 @@ def test_multiplications(config, gmacs):
 
 
 def test_zero_f_passes_the_input_on():
-    for block in mod.BasicBlock(8, 8, 1), mod.Bottleneck(32, 8, 1):
-        x = torch.randn(2, 8 * block.expansion, 5, 5)
-        last = block.bn2 if block.expansion == 1 else block.bn3
+    basic, bottleneck = mod.BasicBlock(8, 8, 1), mod.Bottleneck(32, 8, 1)
+    for block, last in ((basic, basic.bn2), (bottleneck, bottleneck.bn3)):
+        x = torch.randn(2, block.n_out, 5, 5)
         nn.init.zeros_(last.weight)
         assert torch.equal(block(x), x.relu())
         nn.init.constant_(last.weight, 0.01)

@@ -1,0 +1,23 @@
+"""senet.py against timm: forward and backward of the same net, as each comes."""
+
+import timm
+import torch
+from house import load
+from oracles import both_ways
+
+mod = load("vision/senet.py")
+
+
+def rows(device):
+    config = "seresnet50"
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 3, 64, 64, device=device), torch.randint(10, (8,), device=device)
+    args = mod.parse_args(["--config", config])
+    args.device = device
+    yield {
+        "name": f"{config} forward and backward, 8 images of 64 px",
+        "peer": "timm",
+        "target": 1.0,
+        "ours": both_ways(mod.build(args, 10), x, y),
+        "theirs": both_ways(timm.create_model(config, num_classes=10).to(device), x, y),
+    }

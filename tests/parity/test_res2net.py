@@ -1,0 +1,36 @@
+"""res2net.py against timm: all variants by their keys and counts, some by their numbers."""
+
+import pytest
+import timm
+import torch
+from house import load
+from oracles import proven
+
+mod = load("vision/res2net.py")
+ALL = [
+    "res2net50_26w_4s",
+    "res2net50_26w_6s",
+    "res2net50_26w_8s",
+    "res2net50_48w_2s",
+    "res2net50_14w_8s",
+    "res2net101_26w_4s",
+]
+
+
+def network(config, device="cpu"):
+    args = mod.parse_args(["--config", config])
+    args.device = device
+    return mod.build(args, 1000)
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_layout_is_timms(config):
+    with torch.device("meta"):
+        ours, theirs = network(config, "meta"), timm.create_model(config)
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("config", ["res2net50_26w_4s", "res2net50_14w_8s"])
+def test_network_is_timms(config):
+    proven(network(config), timm.create_model(config))
