@@ -51,7 +51,7 @@ def gaps(ours, theirs, x):
     ], spread
 
 
-def proven(ours, theirs, rename=dict, side=64, tolerance=1e-9, batch=3, channels=3):
+def proven(ours, theirs, rename=dict, side=32, tolerance=1e-9, batch=3, channels=3):
     """Give ours the randomised weights of theirs, key for key after rename, and compare; then once
     more with one weight changed by a thousandth, which must be seen."""
     theirs = randomised(theirs)
