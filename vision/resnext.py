@@ -266,9 +266,7 @@ def build(args, n_classes):
     if args.weights:
         load_weights(args.weights, model)
     if model.fc.anew and args.predict:
-        fail(
-            f"--weights {args.weights}: {model.fc.anew}; name them in classes.txt beside that file"
-        )
+        fail(f"--weights {args.weights}: {model.fc.anew}; list them in classes.txt beside it")
     if model.fc.anew:
         print(f"--weights {args.weights}: {model.fc.anew}: it is left out", file=sys.stderr)
     layout = torch.channels_last  # grouped convolutions are much faster so
