@@ -32,6 +32,7 @@ LINES = {
     "llm/dpo.py": 450,
     "nlp/ngram_lm.py": 450,
     "vision/swin.py": 360,
+    "vision/edgenext.py": 340,
     "vision/*": 320,
     "basics/*": 120,
     "*": 250,
