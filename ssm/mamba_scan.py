@@ -2,8 +2,9 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.7,<2.12", "matplotlib>=3.8,<4", "tqdm>=4.66,<5"]
 # ///
-"""Selective scan: the recurrence of Mamba, step by step, as a parallel prefix scan, and in chunks;
-with the Mamba block around it, which learns selective copying or induction heads.
+"""Selective scan: the recurrence of Mamba, step by step, as a parallel prefix scan, in chunks, and
+as a fused GPU kernel; with the Mamba block around it, which learns selective copying or induction
+heads.
 
 Paper: Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", COLM 2024,
 arXiv 2312.00752; the scan: Blelloch, "Prefix Sums and Their Applications", CMU-CS-90-190, 1990.
@@ -27,11 +28,12 @@ composes two maps. Composition is associative, so (a_k, b_k) o ... o (a_1, b_1),
 is h_k, may be bracketed at will. Blelloch's bracketing takes 2 log2 L rounds and fewer than 2 L
 uses of (8); that of Hillis and Steele takes log2 L rounds, but L uses in each. The chunked scan
 goes step by step. It is fast because it holds one chunk of states, which fits the cache; the
-others come back in the backward pass, each from the one state kept per chunk.
+others come back in the backward pass, each from the one state kept per chunk. The fused kernel
+does the same on a GPU, with the chunk in registers, where it is solved by a prefix scan.
 
 Shapes: B batch, L steps, D channels, N states of a channel, T steps of a chunk, E width of the
 model, V symbols; u, dt, y (B, L, D), A (D, N), B and C (B, L, N), D (D,), h (B, D, N), x (B, L, E).
-Unlike the paper: plain PyTorch in the place of a fused kernel; V counts the noise and the cue;
+Unlike the paper: the fused kernel is Triton's, not CUDA; V counts the noise and the cue;
 in induction heads the cue comes n_tokens times before it ends the sequence, not once, and every
 cue but the first asks for the answer; gradients are clipped.
 
@@ -39,12 +41,15 @@ cue but the first asks for the answer; gradients are clipped.
     python mamba_scan.py --dataset induction_heads     what came after the cue?
     python mamba_scan.py --weights out/mamba_scan/last.pt --n_steps 0 --seq_len 256 --out out/long
                                                        only evaluate, here at 4 times the length
-    python mamba_scan.py --config selective_copying    the paper's size, for a GPU
+    python mamba_scan.py --config selective_copying --scan triton     the paper's size, for a GPU
     python mamba_scan.py --smoke                       seconds; exits 1 unless all BARS are met
 """
 
 import argparse
 import contextlib
+import functools
+import importlib
+import importlib.util
 import json
 import math
 import os
@@ -171,9 +176,132 @@ class ChunkScan(torch.autograd.Function):
         return gu, gdt, gA, gB, gC, carry, None
 
 
+@functools.cache
+def kernels():
+    """The fused scan, forward and backward: a program walks a few channels of one sequence chunk
+    by chunk, its state (N, D) in registers, and solves a chunk (T, N, D) there by a prefix scan.
+    Triton comes with torch for Linux and is imported when first needed."""
+    global tl, compose  # kernels look up what they use among the names of this module
+    triton, tl = map(importlib.import_module, ("triton", "triton.language"))
+
+    @triton.jit
+    def compose(a1, b1, a2, b2):
+        return a1 * a2, a2 * b1 + b2  # eq. (8)
+
+    @triton.jit
+    def forward(
+        u, dt, A, B, C, h0, y, starts, last, d, n,
+        L: tl.constexpr, T: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64)
+        at_d, at_n, t = tl.program_id(1) * D + tl.arange(0, D), tl.arange(0, N), tl.arange(0, T)
+        nd, in_nd = at_n[:, None] * d + at_d, (at_n[:, None] < n) & (at_d < d)
+        A_, h = tl.load(A + nd, in_nd, 0.0), tl.load(h0 + row * n * d + nd, in_nd, 0.0)
+        for k in range(0, L, T):
+            tl.store(starts + (row * tl.cdiv(L, T) + k // T) * n * d + nd, h, in_nd)
+            at_t, in_t = (row * L + k + t)[:, None], (k + t < L)[:, None]
+            td, in_td = at_t * d + at_d, in_t & (at_d < d)
+            tn, in_tn = at_t * n + at_n, in_t & (at_n < n)
+            dt_k = tl.load(dt + td, in_td, 0.0).to(A_.dtype)  # 0 behind the end: h stays
+            x = dt_k * tl.load(u + td, in_td, 0.0)
+            B_k, C_k = tl.load(B + tn, in_tn, 0.0), tl.load(C + tn, in_tn, 0.0)
+            a = tl.exp(dt_k[:, None, :] * A_[None])  # (T, N, D)  eq. (4)
+            b = x[:, None, :] * B_k[:, :, None].to(A_.dtype)  # (T, N, D)  eq. (5)
+            through, local = tl.associative_scan((a, b), 0, compose)
+            hs = through * h[None] + local
+            tl.store(y + td, tl.sum(hs * C_k[:, :, None], 1), in_td)  # (T, D)  eq. (7)
+            h = tl.sum(tl.where((t == T - 1)[:, None, None], hs, 0.0), 0)  # (N, D)
+        tl.store(last + row * n * d + nd, h, in_nd)
+
+    @triton.jit
+    def backward(
+        u, dt, A, B, C, starts, gy, gh, gu, gdt, gA, gB, gC, gh0, d, n,
+        L: tl.constexpr, T: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64)
+        at_d, at_n, t = tl.program_id(1) * D + tl.arange(0, D), tl.arange(0, N), tl.arange(0, T)
+        nd, in_nd = at_n[:, None] * d + at_d, (at_n[:, None] < n) & (at_d < d)
+        A_, carry = tl.load(A + nd, in_nd, 0.0), tl.load(gh + row * n * d + nd, in_nd, 0.0)
+        gA_ = tl.zeros_like(A_)
+        for back in range(0, L, T):
+            k = (L - 1) // T * T - back
+            h = tl.load(starts + (row * tl.cdiv(L, T) + k // T) * n * d + nd, in_nd, 0.0)
+            at_t, in_t = (row * L + k + t)[:, None], (k + t < L)[:, None]
+            td, in_td = at_t * d + at_d, in_t & (at_d < d)
+            tn, in_tn = at_t * n + at_n, in_t & (at_n < n)
+            dt_k = tl.load(dt + td, in_td, 0.0).to(A_.dtype)
+            u_k, gy_k = tl.load(u + td, in_td, 0.0).to(A_.dtype), tl.load(gy + td, in_td, 0.0)
+            B_k = tl.load(B + tn, in_tn, 0.0)[:, :, None].to(A_.dtype)  # (T, N, 1)
+            C_k, x = tl.load(C + tn, in_tn, 0.0)[:, :, None], (dt_k * u_k)[:, None, :]
+            a, b = tl.exp(dt_k[:, None, :] * A_[None]), x * B_k
+            through, local = tl.associative_scan((a, b), 0, compose)
+            hs = through * h[None] + local  # (T, N, D), once more
+            next_dt = tl.load(dt + td + d, in_td & (k + t + 1 < L)[:, None], 0.0).to(A_.dtype)
+            next_a, gy_k = tl.exp(next_dt[:, None, :] * A_[None]), gy_k[:, None, :].to(A_.dtype)
+            g = gy_k * C_k + tl.where((t == T - 1)[:, None, None], carry[None], 0.0)
+            _, g = tl.associative_scan((next_a, g), 0, compose, reverse=True)  # eq. (9)
+            carry = tl.sum(tl.where((t == 0)[:, None, None], a * g, 0.0), 0)  # (N, D)
+            tl.atomic_add(gC + tn, tl.sum(hs * gy_k, 2), in_tn)  # other channels add theirs
+            tl.atomic_add(gB + tn, tl.sum(g * x, 2), in_tn)
+            gx, p = tl.sum(g * B_k, 1), g * (hs - b)  # (T, D); p: a times eq. (10)
+            tl.store(gu + td, gx * dt_k, in_td)
+            tl.store(gdt + td, gx * u_k + tl.sum(p * A_[None], 1), in_td)
+            gA_ += tl.sum(p * dt_k[:, None, :], 0)
+        tl.store(gA + row * n * d + nd, gA_, in_nd)
+        tl.store(gh0 + row * n * d + nd, carry, in_nd)
+
+    return {"forward": forward, "backward": backward}
+
+
+class TritonScan(torch.autograd.Function):
+    """ChunkScan by kernels(): reads u, dt, B and C in the type they have, computes in that of A."""
+
+    T = 16  # steps of a chunk, of which 4096 states are in registers
+
+    @staticmethod
+    def launch(name, u, A, *tensors):
+        """Run a kernel for all sequences and blocks of channels."""
+        (n, d), (wide, most) = A.shape, (1 << (x - 1).bit_length() for x in A.shape)
+        block = min(most, max(4, 256 // wide))
+        with torch.cuda.device_of(u):
+            run = kernels()[name][len(u), -(-d // block)]
+            run(*tensors, d, n, u.shape[1], TritonScan.T, wide, block)
+
+    @staticmethod
+    def forward(ctx, u, dt, A, B, C, h):
+        y, last = torch.empty_like(u, dtype=A.dtype), torch.empty_like(h)
+        starts = h.new_empty(len(u), -(-u.shape[1] // TritonScan.T), *A.shape)
+        TritonScan.launch("forward", u, A, u, dt, A, B, C, h, y, starts, last)
+        ctx.save_for_backward(u, dt, A, B, C, starts)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy, gh):
+        u, dt, A, B, C, starts = ctx.saved_tensors
+        grads = [torch.empty_like(u), torch.empty_like(dt), torch.empty_like(starts[:, 0])]
+        grads += [torch.zeros_like(x, dtype=A.dtype) for x in (B, C)]
+        grads += [torch.empty_like(starts[:, 0])]
+        TritonScan.launch(
+            "backward", u, A, *ctx.saved_tensors, gy.contiguous(), gh.contiguous(), *grads
+        )
+        gu, gdt, gA, gB, gC, gh0 = grads
+        return gu, gdt, gA.sum(0), gB.to(B.dtype), gC.to(C.dtype), gh0
+
+
+def lacks_triton(device):
+    """Why the kernels cannot run on a device, or None. Triton's interpreter runs them anywhere."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton, which comes with torch for Linux, is not installed"
+    if not str(device).startswith("cuda") and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"needs a CUDA device, not {device}"
+    return None
+
+
 # A scan takes contiguous u, dt (B, L, D), A (N, D), B, C (B, L, N), h (B, N, D), all float32 or all
 # float64; it returns y without D u, and the last h. N stands before D as long rows are fast.
 SCANS = {"chunk": ChunkScan.apply, "blelloch": blelloch, "sequential": sequential}
+SCANS |= {"triton": TritonScan.apply}  # where B, C, dt and u may be of another type
 
 
 def selective_scan(u, dt, A, B, C, D=None, h0=None, scan="chunk"):
@@ -181,8 +309,9 @@ def selective_scan(u, dt, A, B, C, D=None, h0=None, scan="chunk"):
 
     u, dt (B, L, D), dt > 0 (softplus and bias are up to the caller); A (D, N), real and negative;
     B, C (B, L, N); D (D,), h0 (B, D, N): 0 if None. Computes in the type of A, but at least
-    float32, under autocast as well. Raises ValueError for a wrong shape. Paper: algorithm 2;
-    official code: state-spaces/mamba mamba_ssm/ops/selective_scan_interface.py."""
+    float32, under autocast as well. Raises ValueError for a wrong shape, and where scan "triton"
+    cannot run. Paper: algorithm 2; official code: state-spaces/mamba
+    mamba_ssm/ops/selective_scan_interface.py."""
     if u.ndim != 3 or 0 in u.shape:
         raise ValueError(f"u has shape {tuple(u.shape)}, expected (B, L, D) with L > 0")
     (b, length, d), n, dtype = u.shape, A.shape[-1], u.dtype
@@ -193,9 +322,13 @@ def selective_scan(u, dt, A, B, C, D=None, h0=None, scan="chunk"):
     for name, x, shape in wanted:
         if x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {tuple(shape)}")
+    if scan == "triton" and (reason := lacks_triton(u.device)):
+        raise ValueError(f"scan triton {reason}")
     exact = torch.promote_types(A.dtype, torch.float32)
     with torch.autocast(u.device.type, enabled=False):
-        u, dt, A, B, C, h0 = (x.to(exact).contiguous() for x in (u, dt, A.mT, B, C, h0.mT))
+        A, h0 = A.mT.to(exact).contiguous(), h0.mT.to(exact).contiguous()
+        kinds = [x.dtype if scan == "triton" else exact for x in (u, dt, B, C)]
+        u, dt, B, C = (x.to(k).contiguous() for x, k in zip((u, dt, B, C), kinds, strict=True))
         y, h = SCANS[scan](u, dt, A, B, C, h0)
         return (y + D * u).to(dtype), h.mT  # eq. (7)
 
@@ -293,6 +426,8 @@ def load_data(args):
 # --- train, evaluate, smoke ----------------------------------------------------------------------
 def train(args):
     """Train from scratch, or on from OUT/last.pt; return the accuracy on sequences never seen."""
+    if args.scan == "triton" and (reason := lacks_triton(args.device)):
+        fail(f"--scan triton: {reason}; take --scan chunk")
     torch.manual_seed(args.seed)
     model = Mamba(args.vocab_size, args.dim, args.depth, args.d_state, args.scan).to(args.device)
     if args.weights and not args.resume:
@@ -358,9 +493,9 @@ def smoke(args):
     """A short run in a temporary folder, then gradients of y and h by all scans, in float64."""
     with tempfile.TemporaryDirectory() as args.out:
         metrics = train(args)
-    x = torch.rand(4, 2, 37, 6, dtype=torch.float64, requires_grad=True)
-    grads = []
-    for scan in SCANS:
+    device, grads = args.device if args.device.startswith("cuda") else "cpu", []
+    x = torch.rand(4, 2, 37, 6, dtype=torch.float64, device=device, requires_grad=True)
+    for scan in [scan for scan in SCANS if scan != "triton" or not lacks_triton(device)]:
         y, h = selective_scan(x[0], x[1], -x[2, 0, :6], x[2], x[3], h0=x[3, :, :6], scan=scan)
         grads += torch.autograd.grad(y.square().sum() + h.square().sum(), x)
     return report(args, **metrics, scan_gap=max((g - grads[0]).abs().max() for g in grads))

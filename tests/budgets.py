@@ -31,6 +31,7 @@ LINES = {
     "llm/sft.py": 450,
     "llm/dpo.py": 450,
     "nlp/ngram_lm.py": 450,
+    "ssm/mamba_scan.py": 370,
     "vision/swin.py": 360,
     "vision/edgenext.py": 340,
     "vision/*": 320,

@@ -25,6 +25,22 @@ def both_ways(function, inputs, grad):
     return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
 
 
+def fused(device):
+    """The Triton kernels against the chunked scan at the size of a 1.3B model, bfloat16 in."""
+    u, grad = torch.randn(2, 8, 2048, 2048, device=device, dtype=torch.bfloat16)
+    dt = torch.rand_like(u) / 10
+    A = -torch.rand(2048, 16, device=device) * 16
+    B, C = torch.randn(2, 8, 2048, 16, device=device, dtype=torch.bfloat16)
+    inputs = [x.requires_grad_() for x in (u, dt, A, B, C)]
+    return {
+        "name": "mamba_scan Triton scan, forward and backward, L 2048, D 2048",
+        "peer": "mamba_scan chunked scan",
+        "target": 0.1,
+        "ours": both_ways(lambda *x: mod.selective_scan(*x, scan="triton")[0], inputs, grad),
+        "theirs": both_ways(ours, inputs, grad),
+    }
+
+
 def rows(device):
     torch.manual_seed(0)
     for length in (256, 512, 1024, 2048):
@@ -40,6 +56,8 @@ def rows(device):
             "ours": both_ways(ours, inputs, grad),
             "theirs": both_ways(theirs, inputs, grad),
         }
+    if torch.device(device).type == "cuda":
+        yield fused(device)
     config = MambaConfig(hidden_size=128, time_step_rank=8, use_mambapy=False)
     peer = MambaMixer(config, layer_idx=0).to(device)
     block = mod.MambaBlock(128).to(device)
