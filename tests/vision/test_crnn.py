@@ -157,7 +157,18 @@ def write_list(rows, part="train", images=True):
     mod.Path(f"{part}.tags").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-FLAGS = ["--dataset", "folder", "--data_root", ".", "--n_rendered", "0", "--n_epochs", "1"]
+FLAGS = [
+    "--alphabet",
+    mod.LETTERS,
+    "--dataset",
+    "folder",
+    "--data_root",
+    ".",
+    "--n_rendered",
+    "0",
+    "--n_epochs",
+    "1",
+]
 
 
 def test_folder_is_read():
