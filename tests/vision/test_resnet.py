@@ -1,13 +1,15 @@
 """resnet.py: counts, shapes, the data and the flags that the classifiers share."""
 
+import io
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from house import call, load, mistake
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from unpack_cifar import unpack
 
 mod = load("vision/resnet.py")
 PATH = mod.Path(mod.__file__)
@@ -47,17 +49,6 @@ def size(config, n_classes):
 )
 def test_parameter_counts(config, n_classes, count):
     assert size(config, n_classes) == count
-
-
-@pytest.mark.parametrize(("config", "gmacs"), [("resnet18", 1.814), ("resnet50", 4.089)])
-def test_multiplications(config, gmacs):
-    args = arguments("--config", config)
-    args.device = "meta"
-    with torch.device("meta"):
-        model, x = mod.build(args, 1000), torch.empty(1, 3, 224, 224)
-    with FlopCounterMode(display=False) as counter:
-        model(x)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, abs=2e-3)
 
 
 def test_zero_f_passes_the_input_on():
@@ -199,6 +190,25 @@ def test_unreadable_image_is_named():
     mistake(PATH, "--dataset", "folder", "--data_root", "pets", *QUICK, about="3.png")
     mod.Path("classes.txt").write_text("\n".join("0123456789"), encoding="utf-8")
     mistake(PATH, "--predict", "pets/cat/3.png", "--weights", weights("w.pt"), about="3.png")
+
+
+def test_jpeg_cifar_becomes_a_folder():
+    random, files = np.random.default_rng(0), []
+    mod.Path("stored").mkdir()
+    for part, n in ("train", 30), ("test", 10):
+        files = [io.BytesIO() for _ in range(n)]
+        label = np.arange(n) % 10
+        for file, k in zip(files, label, strict=True):
+            pixels = np.full((32, 32, 3), 20 * k + 10) + random.integers(0, 5, (32, 32, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(file, "jpeg")
+        jpeg = [np.frombuffer(file.getvalue(), np.uint8) for file in files]
+        offset = np.cumsum([0, *map(len, jpeg)])
+        np.savez(f"stored/{part}.npz", jpeg=np.concatenate(jpeg), offset=offset, label=label)
+    unpack("stored", "photos")
+    flags = ["--dataset", "folder", "--data_root", "photos", "--img_size", "32"]
+    (x, y), (x_test, _), names = mod.load_data(arguments(*flags))
+    assert (len(x), len(x_test), names[0], names[9]) == (30, 10, "airplane", "truck")
+    assert torch.equal(x.float().mean((1, 2, 3)).div(20).long(), y)
 
 
 def test_folder_of_one_class():
