@@ -52,6 +52,7 @@ DIFFS = {
     ("gnn/gcn.py", "gnn/graphsage.py"): 40,
     ("gnn/graphsage.py", "gnn/gat.py"): 88,
     ("gan/pix2pix.py", "gan/cyclegan.py"): 150,
+    ("gan/cyclegan.py", "gan/stargan.py"): 209,
     ("gan/stylegan.py", "gan/stylegan2.py"): 220,
     ("gan/stylegan2.py", "gan/stylegan3.py"): 260,
     ("ssm/mamba.py", "ssm/retnet.py"): 160,
