@@ -95,7 +95,7 @@ def lower_bound(l_ik, r):
     return (share - torch.xlogy(r, r)).sum()  # eq. (6)
 
 
-def em(h, n, w, t, learn_w, n_iterations):
+def em_path(h, n, w, t, learn_w, n_iterations):
     """(w, t) before the first step and after each."""
     path = [(w, t)]
     for _ in range(n_iterations):
@@ -128,7 +128,7 @@ def unpack(start):
 def solve(args, start):
     """h and n of the trials, and the path from a start; three numbers: w is unknown, too."""
     h, n = load_data(args)
-    return h, n, em(h, n, *unpack(start), len(start) == 3, args.n_iterations)
+    return h, n, em_path(h, n, *unpack(start), len(start) == 3, args.n_iterations)
 
 
 def surface(h, n, w, size=200):

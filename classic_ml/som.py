@@ -260,7 +260,7 @@ def train(args):
         save(args, state, epoch)
         print(f"interrupted: --resume --out {args.out} goes on", file=sys.stderr)
         raise
-    draw_maps(args, model, x, y, names)
+    draw_planes(args, model, x, y, names)
     plot(args)
     return evaluate(model, x)
 
@@ -291,7 +291,7 @@ def evaluate(model, x):
     return {"qe": qe.item(), "te": te.item()}
 
 
-def draw_maps(args, model, x, y, names):
+def draw_planes(args, model, x, y, names):
     """Write OUT/umatrix.png and OUT/planes.png (the first 64 planes)."""
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure

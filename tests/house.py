@@ -130,7 +130,8 @@ def mistake(path, *argv, about, function="main"):
 
 
 class Job(NamedTuple):
-    """A script to be run alone with these flags; interrupted: by Ctrl-C, once it has saved."""
+    """A script to be run alone with these flags; interrupted: by Ctrl-C, once it has saved
+    twice (before, a library that is being imported may swallow it)."""
 
     path: Path
     argv: tuple = ()
@@ -162,9 +163,9 @@ def run_alone(job, folder, caches):
     process = subprocess.Popen([sys.executable, script, *job.argv], cwd=cwd, env=env, **pipes)
     try:
         if job.interrupted:
-            late = time.monotonic() + 120
+            late, log = time.monotonic() + 120, cwd / "out/log.jsonl"
             while process.poll() is None and time.monotonic() < late:
-                if (cwd / "out/last.pt").exists():
+                if log.exists() and log.read_bytes().count(b"\n") > 1:
                     process.send_signal(signal.SIGINT)
                     break
                 time.sleep(0.05)

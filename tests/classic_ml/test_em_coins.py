@@ -25,7 +25,7 @@ def counts(trials):
 
 def steps(trials, start, n):
     """Numbers before the first step and after each, as the books list them."""
-    path = mod.em(*counts(trials), *mod.unpack(start), len(start) == 3, n)
+    path = mod.em_path(*counts(trials), *mod.unpack(start), len(start) == 3, n)
     return [[w[0].item(), *t.tolist()][-len(start) :] for w, t in path]
 
 
@@ -100,7 +100,9 @@ def test_one_step_coin_by_coin(seed):
             heads[k] += part * a
             flips[k] += part * b
             share[k] += part / len(trials)
-    (_, (fixed, new)), (_, (learned, _)) = (mod.em(h, n, w, t, learn, 1) for learn in (False, True))
+    (_, (fixed, new)), (_, (learned, _)) = (
+        mod.em_path(h, n, w, t, learn, 1) for learn in (False, True)
+    )
     want = [a / b for a, b in zip(heads, flips, strict=True)]
     assert new.tolist() == pytest.approx(want, abs=1e-12)
     assert fixed.tolist() == w.tolist() and learned.tolist() == pytest.approx(share, abs=1e-12)
@@ -108,7 +110,7 @@ def test_one_step_coin_by_coin(seed):
 
 def gains(problem, learn_w, n=30):
     h, n_flips, w, t = problem
-    path = mod.em(h, n_flips, w, t, learn_w, n)
+    path = mod.em_path(h, n_flips, w, t, learn_w, n)
     L = [mod.log_likelihood(mod.joint_of_coins(h, n_flips, *each)).item() for each in path]
     return [b - a for a, b in itertools.pairwise(L)]
 
@@ -146,7 +148,7 @@ def test_bound_touches_at_its_own_r_alone():
 def test_nothing_on_a_grid_is_likelier(start):
     trials = TWO if len(start) == 2 else THREE
     h, n = counts(trials)
-    w, t = mod.em(h, n, *mod.unpack(start), len(start) == 3, 200)[-1]
+    w, t = mod.em_path(h, n, *mod.unpack(start), len(start) == 3, 200)[-1]
     ticks, L = mod.surface(h, n, w, 100)
     best = mod.log_likelihood(mod.joint_of_coins(h, n, w, t))
     assert best >= L.max() - 1e-12 and best < L.max() + 0.01
@@ -175,7 +177,7 @@ def test_certain_coins_are_no_trouble():
     l_ik = mod.joint_of_coins(h, n, w, sure)
     assert mod.log_likelihood(l_ik).item() == pytest.approx(4 * math.log(0.5), abs=1e-12)
     assert mod.lower_bound(l_ik, mod.expectation(l_ik)).item() == pytest.approx(4 * math.log(0.5))
-    assert mod.em(h, n, w, sure, True, 3)[-1][1].tolist() == [1.0, 0.0]
+    assert mod.em_path(h, n, w, sure, True, 3)[-1][1].tolist() == [1.0, 0.0]
     # A coin without a share in any trial keeps its chance.
     r = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64)
     assert mod.maximisation(h, n, r, w, sure + 0.25, True)[1][1] == 0.25
