@@ -27,7 +27,7 @@ a + b.
 
 At first all columns are best read as blanks, and training may rest there for long: --blank_bias
 holds the blanks down at the start. Ten digits are read after some hundred steps, all 36 letters
-after thousands. In the upper layers the maps are halved in height alone: text is wide.
+not after a thousand. In the upper layers the maps are halved in height alone: text is wide.
 
 Shapes: B batch, S = 32 height and W img_width of an image, T columns, K letters and the blank;
 images x (B, 1, 32, W) as bytes, scores (T, B, K).
