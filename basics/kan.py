@@ -37,7 +37,9 @@ small a network often gets stuck. Parameters are named as in the paper's code, p
 
     python kan.py                        exp(sin(pi x) + y^2): RMSE, formula, OUT/splines.png
     python kan.py --dataset bessel --grids 5 10 20 50 100
-    python kan.py --dataset product      as in section 3.1 of the paper
+    python kan.py --dataset product      as in section 3.1 of the paper, like the next two
+    python kan.py --dataset sum100 --n_train 5000 --grids 3 5 --grid_interval 300 --n_steps 600
+    python kan.py --dataset nested --n_train 5000 --grids 3 5 10 --grid_interval 300 --n_steps 900
     python kan.py --smoke                seconds; exits 1 unless all BARS are met
 """
 
@@ -59,9 +61,12 @@ from tqdm import tqdm
 
 SMOKE = {"n_steps": 900, "sample_interval": 300}  # defaults under --smoke; what passes there
 BARS = {"test_rmse": (0.0, 0.0013), "formula_rmse": (0.0, 0.0003)}
-DATASETS = {"exp": ([2, 1, 1], lambda x: (torch.sin(math.pi * x[:, :1]) + x[:, 1:] ** 2).exp())}
-DATASETS |= {"bessel": ([1, 1], lambda x: torch.special.bessel_j0(20 * x))}
-DATASETS |= {"product": ([2, 2, 1], lambda x: x.prod(1, keepdim=True))}
+W = math.pi
+SETS = {"exp": ([2, 1, 1], lambda x: ((W * x[:, :1]).sin() + x[:, 1:] ** 2).exp())}
+SETS["bessel"] = [1, 1], lambda x: torch.special.bessel_j0(20 * x)
+SETS["product"] = [2, 2, 1], lambda x: x.prod(1, True)
+SETS["sum100"] = [100, 1, 1], lambda x: (W / 2 * x).sin().square().mean(1, True).exp()
+SETS["nested"] = [4, 4, 2, 1], lambda x: (W * x**2).view(-1, 2, 2).sum(2).sin().mean(1, True).exp()
 SYMBOLS = {"": torch.positive, "square": torch.square, "exp": torch.exp, "sin": torch.sin}
 
 
@@ -138,15 +143,15 @@ class KAN(nn.Sequential):
 
 # --- data ----------------------------------------------------------------------------------------
 def load_data(args):
-    x = 2 * torch.rand(2, 1000, DATASETS[args.dataset][0][0]) - 1  # to train, to test
-    return [(part.to(args.device), DATASETS[args.dataset][1](part).to(args.device)) for part in x]
+    x = 2 * torch.rand(2, args.n_train, SETS[args.dataset][0][0]) - 1  # to train, to test
+    return [(part.to(args.device), SETS[args.dataset][1](part).to(args.device)) for part in x]
 
 
 # --- train, evaluate, smoke ----------------------------------------------------------------------
 def train(args):
     torch.manual_seed(args.seed)
     (x, y), test = load_data(args)
-    model = KAN(DATASETS[args.dataset][0], args.grids[0]).to(args.device)
+    model = KAN(SETS[args.dataset][0], args.grids[0]).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     state = {"model": model, "optimizer": optimizer}
     step = begin(args, state)
@@ -182,18 +187,22 @@ def evaluate(model, x, y):
 
 
 def read_formula(args, model, *parts):
-    """OUT/splines.png: the curves on x (N, I) and their symbols; how far these go wrong on z, y."""
+    """OUT/splines.png: the curves that vary most on x (N, I); how all symbols err on z, y."""
     from matplotlib.figure import Figure
 
     model, (x, z, y) = model.cpu().double(), (part.cpu().double() for part in parts)
-    figure, n = Figure((15, 6), layout="constrained"), max(p.scale_sp.numel() for p in model)
+    figure, n = Figure((15, 3 * len(model)), layout="constrained"), len(model)
+    wide = min(4, max(layer.scale_sp.numel() for layer in model))
     for row, layer in enumerate(model):
         phi, total = layer.curves(x).detach(), 0 * layer(z).detach()
-        for at, (i, o) in enumerate(itertools.product(*map(range, layer.scale_sp.shape)), 1):
+        for at, k in enumerate(phi.std(0).flatten().argsort(descending=True).tolist(), 1):
+            i, o = divmod(k, phi.shape[2])
             name, (a, b, c, d) = snap(x[::10, i], phi[::10, i, o])
             total[:, o] += c * SYMBOLS[name](a * z[:, i] + b) + d
-            title = f"{c:.2f} {name}({a:.2f} x{i + 1} {b:+.2f}) {d:+.2f}"
-            figure.add_subplot(2, n, n * row + at, title=title).plot(x[:, i], phi[:, i, o], ".")
+            if at <= wide:
+                axes = figure.add_subplot(n, wide, wide * row + at)
+                axes.set_title(f"{c:.2f} {name}({a:.2f} x{i + 1} {b:+.2f}) {d:+.2f}")
+                axes.plot(x[:, i], phi[:, i, o], ".")
         x, z = layer(x).detach(), total
     figure.savefig(Path(args.out, "splines.png"))
     return {"formula_rmse": (z - y).square().mean().sqrt().item()}
@@ -321,7 +330,8 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--n_steps", type=at_least(1), default=2000, help="optimiser steps in total")
     add("--lr", type=at_least(0.0), default=0.01, help="adam: learning rate")
-    add("--dataset", choices=[*DATASETS], default="exp", help="formula to learn")
+    add("--dataset", choices=[*SETS], default="exp", help="formula to learn")
+    add("--n_train", type=at_least(1), default=1000, help="examples to learn from, and to test on")
     add(
         "--grids",
         type=at_least(1),

@@ -7,6 +7,7 @@ with one another, so the distance of real training images, as many, stands besid
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -138,6 +139,26 @@ def images(module, args, n=1000):
     return real.verdict(drawn(module, model, process, args, n))
 
 
+def asked_images(module, args, n=1000):
+    """The same of a net that is told the class: n images, a hundred a seed, of all classes."""
+    (x, y), (x_test, y_test) = module.load_data(args)
+    real = Judge(module.to_model(x), y, module.to_model(x_test), y_test)
+    part, fakes, asked = copy.copy(args), [], []
+    part.n_samples, part.weights = 100, f"{args.out}/last.pt"
+    part.classifier_weights = part.weights
+    *nets, process = module.build(part)
+    module.load_weights(part.weights, nets[0])
+    which = torch.arange(100, device=args.device) // 10
+    for part.seed in range(1000, 1000 + n // 100):
+        if hasattr(module, "captions"):
+            how = module.captions(args), which, part, args.cfg_scale
+            drawing = module.sample(nets[0], process, *how)
+        else:
+            drawing, _ = module.sample(*nets, process, part)
+        fakes, asked = [*fakes, drawing.float()], [*asked, which]
+    return real.verdict(torch.cat(fakes), torch.cat(asked))
+
+
 def players(module, args, n=1000):
     """The same of a run in gan/ whose generator takes noise, and a class if the net is told one."""
     torch.manual_seed(args.seed)
@@ -174,3 +195,9 @@ def grids(module, args):
     last = {G: (at + 1) * args.grid_interval for at, G in enumerate(args.grids)}
     last[args.grids[-1]] = args.n_steps
     return {f"test_rmse_G{G}": rmse[step] for G, step in last.items()}
+
+
+def smoothings(module, args):
+    """Perplexity on the test text of every smoothing that leaves nothing impossible."""
+    last = {name: row[-1] for name, row in module.run(args)[1].items()}
+    return {f"perplexity_{name}": ppl for name, ppl in last.items() if math.isfinite(ppl)}

@@ -27,11 +27,15 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "results")]
 import measure  # noqa: E402
 from house import code_sha256, load  # noqa: E402
 
+TOLD = ["guided_diffusion", "dit", "latent_diffusion"]
 # The measure of a script, or else that of its folder.
 MEASURES = {"diffusion/ddim.py": measure.steps, "diffusion": measure.images}
-MEASURES["basics/kan.py"] = measure.grids
+MEASURES |= {f"diffusion/{name}.py": measure.asked_images for name in TOLD}
+MEASURES |= {"diffusion/autoencoder_kl.py": None, "basics/kan.py": measure.grids}
 GANS = ["gan", "cgan", "dcgan", "wgan", "wgan_gp"]
 MEASURES |= {f"gan/{name}.py": measure.players for name in GANS}
+# What takes the place of train in a script that trains nothing.
+TRAINS = {"nlp/ngram_lm.py": measure.smoothings}
 
 
 def clock():
@@ -41,11 +45,12 @@ def clock():
 def measured(module, script, argv):
     """Train, or go on, and measure: settings, metrics and seconds of one run."""
     args = module.parse_args(argv)
-    args.device = module.pick_device(args.device)
+    if "device" in args:
+        args.device = module.pick_device(args.device)
     spent = Path(args.out, "spent.json")
-    before = json.loads(spent.read_text()) if args.resume and spent.exists() else {}
-    start = clock()
-    metrics = module.train(args)
+    goes_on = getattr(args, "resume", False) and spent.exists()
+    before, start = json.loads(spent.read_text()) if goes_on else {}, clock()
+    metrics = TRAINS[script](module, args) if script in TRAINS else module.train(args)
     seconds = {key: now - start[key] + before.get(key, 0) for key, now in clock().items()}
     Path(args.out).mkdir(parents=True, exist_ok=True)
     spent.write_text(json.dumps(seconds))
@@ -65,7 +70,8 @@ def main():
     args, metrics, _ = runs[0]
     seconds = {key: sum(run[2][key] for run in runs) for key in runs[0][2]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if args.device.startswith("cuda"):
+    device = getattr(args, "device", "cpu")
+    if device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated()
     local = "--data_root", "--out"
     places = {at + i for at, flag in enumerate(argv) if flag in local for i in (0, 1)}
@@ -79,8 +85,8 @@ def main():
     if len(runs) > 1:
         row |= {"std": {k: float(f"{statistics.stdev(v):.3g}") for k, v in values.items()}}
     row |= {key: round(value, 1) for key, value in seconds.items()}
-    row |= {"peak_memory_mb": round(peak / 2**20), "device": args.device}
-    if args.device.startswith("cuda"):
+    row |= {"peak_memory_mb": round(peak / 2**20), "device": device}
+    if device.startswith("cuda"):
         row |= {"device": torch.cuda.get_device_name()}
     row |= {"threads": torch.get_num_threads(), "machine": platform.machine()}
     row |= {"versions": {"python": platform.python_version(), "torch": torch.__version__}}

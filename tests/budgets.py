@@ -35,6 +35,8 @@ LINES = {
     "vision/swin.py": 360,
     "vision/edgenext.py": 340,
     "vision/*": 320,
+    "pruning/*": 300,
+    "basics/kan.py": 127,
     "basics/*": 120,
     "*": 250,
 }

@@ -92,6 +92,12 @@ SENTENCES = {
     "gan": "judge sure of {confident_share:.0%}, {effective_classes:.1f} of 10 classes, Frechet "
     "{frechet:.2f} (floor {frechet_floor:.2f})",
     "vision": "{test_acc:.2%} after {n_epochs} epochs",
+    "nlp/ngram_lm.py": "{order}-gram perplexity {perplexity_modified_kneser_ney:.1f} by modified "
+    "Kneser-Ney, {perplexity_kneser_ney:.1f} by Kneser-Ney, {perplexity_jelinek_mercer:.1f} by "
+    "Jelinek-Mercer, {perplexity_katz:.1f} by Katz, {perplexity_laplace:.0f} by Laplace",
+    "nlp/bilstm_crf.py": "F1 {f1:.1%} of names",
+    "classic_ml/crf.py": "F1 {f1:.1%} of spans",
+    "ssm/h3_conformer.py": "{ter:.2%} of the digits wrong",
     "gnn": "{test_acc:.1%} +- {std[test_acc]:.1%} over seeds {n[0]} to {n[9]}",
 }
 

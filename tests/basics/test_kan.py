@@ -126,7 +126,7 @@ def test_network_is_pykans():
 
 def learned(model, lr=0.03):
     """RMSE on unseen points after 60 steps of Adam."""
-    widths, formula = mod.DATASETS["exp"]
+    widths, formula = mod.SETS["exp"]
     x, z = (
         2 * torch.rand(2, 1000, widths[0], generator=torch.Generator().manual_seed(0)).double() - 1
     )
@@ -256,9 +256,30 @@ def test_symbol_is_found(name):
 
 def test_formulas():
     x = torch.tensor([[0.5, -1.0]])
-    assert mod.DATASETS["exp"][1](x).item() == pytest.approx(math.exp(2), rel=1e-6)
-    assert mod.DATASETS["product"][1](x).item() == -0.5
-    assert mod.DATASETS["bessel"][1](torch.zeros(1, 1)).item() == 1
+    assert mod.SETS["exp"][1](x).item() == pytest.approx(math.exp(2), rel=1e-6)
+    assert mod.SETS["product"][1](x).item() == -0.5
+    assert mod.SETS["bessel"][1](torch.zeros(1, 1)).item() == 1
+    ones = torch.ones(1, 100)  # sin(pi / 2)^2 = 1, whose mean is raised to e
+    assert mod.SETS["sum100"][1](ones).item() == pytest.approx(math.e, rel=1e-6)
+    assert mod.SETS["sum100"][1](torch.cat([ones, 0 * ones], 0)).shape == (2, 1)
+    x = torch.tensor([[0.5, 0.5, 1.0, 0.5**0.5]])  # sines of pi / 2 and 3 pi / 2
+    assert mod.SETS["nested"][1](x).item() == pytest.approx(1, rel=1e-5)
+    x[0, 2:] = torch.tensor([0.3, 0.2])
+    by_hand = math.exp((1 + math.sin(0.13 * math.pi)) / 2)
+    assert mod.SETS["nested"][1](x).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("name, curves", [("sum100", 5), ("nested", 10), ("exp", 3)])
+def test_picture_has_at_most_four_curves_a_layer(name, curves, monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    drawn, plain = [], Figure.add_subplot
+    monkeypatch.setattr(Figure, "add_subplot", lambda *a, **k: drawn.append(a) or plain(*a, **k))
+    monkeypatch.setattr(mod, "snap", lambda x, y: ("", (0.0, 0.0, 0.0, 0.0)))
+    torch.manual_seed(0)
+    model, x = mod.KAN(mod.SETS[name][0], 3), torch.rand(20, mod.SETS[name][0][0])
+    mod.read_formula(mod.parse_args(["--out", str(tmp_path)]), model, x, x, model(x).detach())
+    assert len(drawn) == curves and (tmp_path / "splines.png").exists()
 
 
 # --- the script ----------------------------------------------------------------------------------
