@@ -306,8 +306,8 @@ def train(args):
         print(f"interrupted: --resume --out {args.out} goes on", file=sys.stderr)
         raise
     plot(args)
-    early_ms, last_ms = (latency(net, test[0][:64] / 255) for net in (early, model))
-    return tabulate(args, model, masks, {"dense_ms": early_ms, "masked_ms": last_ms})
+    times = latencies([early, model], test[0][:64] / 255)
+    return tabulate(args, model, masks, dict(zip(["dense_ms", "masked_ms"], times, strict=True)))
 
 
 @torch.inference_mode()
@@ -319,12 +319,15 @@ def evaluate(model, x, y):
 
 
 @torch.inference_mode()
-def latency(model, x):
-    """Median milliseconds of the model on x, one thread."""
-    from torch.utils.benchmark import Timer
-
-    timer = Timer("model(x)", globals={"model": model.eval(), "x": x})
-    return 1e3 * timer.blocked_autorange(min_run_time=0.3).median
+def latencies(nets, x):
+    """Median milliseconds of each net on x; they take turns, as the pace of a machine changes."""
+    times = torch.empty(60, len(nets))
+    for row in times:
+        for at, net in enumerate(nets):
+            start = time.perf_counter()
+            net.eval()(x).sum().item()  # waits for the device
+            row[at] = time.perf_counter() - start
+    return (1e3 * times[10:].median(0).values).tolist()
 
 
 def tabulate(args, model, masks, times):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from house import call, load, mistake
+from house import load, mistake
 from torch import nn
 
 mod = load("pruning/magnitude_pruning.py")
