@@ -498,7 +498,7 @@ def smoke(args):
     block = SpeakerBlock(args.dim, args.heads, 0.0, args.n_src).to(args.device)
     nn.init.ones_(block.attention.scale)
     y = torch.randn(args.n_src, 9, args.dim, device=args.device)
-    swap_gap = (block(y.flip(0)) - block(y).flip(0)).abs().max()
+    swap_gap = (block(y.flip(0)) - block(y).flip(0)).abs().max().detach()
     return report(args, **metrics, wrong_lengths=wrong, order_gap=order_gap, swap_gap=swap_gap)
 
 

@@ -1,0 +1,571 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.7,<2.12", "scipy>=1.11,<2", "matplotlib>=3.8,<4", "tqdm>=4.66,<5"]
+# ///
+"""SkiM: takes speakers who talk at once apart while they talk: an LSTM for every short segment, and
+one that skips from segment to segment and hands the memory on.
+
+Paper: Li et al., "SkiM: Skipping Memory LSTM for Low-Latency Real-Time Continuous Speech
+Separation", ICASSP 2022, arXiv 2201.10800.
+
+    x = sum_i g_i s_i                       (1)  a mixture of C voices, each as loud as its gain
+    w_k = relu(U x_k)                       (2)  encoder: frames of L samples, one each L/2
+    d_i = m_i . w                           (3)  a mask for each voice
+    s^_i = sum_k V d_i,k                    (4)  decoder: frames are added where they overlap
+    W_s <- W_s + LN(P LSTM(W_s; h_s, c_s))  (5)  segment s of K frames; the LSTM begins at h_s, c_s
+    h'_s = h + LN(P LSTM(h_1 ... h_s))      (6)  h_s: where the layer below ended; c' the same way
+    h_s = h'_s-1,  c_s = c'_s-1             (7)  0 in the first segment, and in all of layer 1
+    m = relu(W PReLU(W_s))                  (8)
+    s_t = <s^, s> s / |s|^2,  SI-SNR = 10 log10(|s_t|^2 / |s^ - s_t|^2)   (10)  both of mean 0
+    L = -max_p mean_i SI-SNR(s^_p(i), s_i)  (11)  PIT: nobody says which output is whose
+
+Shapes: B mixtures, C voices, S samples, T frames, N filters, J segments of K frames, H hidden, E
+width of what comes in.
+Unlike the paper: only the causal network, whose norms see one frame at a time, as in the official
+code (espnet/espnet espnet2/enh/layers/skim.py); memories h and c alone are handed on; the learning
+rate stays as it is; mixtures are padded by L/2 at both ends.
+
+    python skim.py                         made-up voices, nothing to download
+    python skim.py --dataset fsdd --data_root DATA --n_steps 3000           DATA/fsdd/recordings
+    python skim.py --dataset folder --data_root my_voices           a folder of .wav per speaker, of
+        which every fifth is held out
+    python skim.py --separate mix.wav      by out/skim/last.pt: mix_s1.wav, ...
+    python skim.py --separate mix.wav --stream --block 160      as if it came in just now
+    python skim.py --smoke                 seconds; exits 1 unless all BARS are met
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+import wave
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+# Defaults under --smoke (a flag the user types still wins); lowest and highest value that pass.
+SMOKE = {"n_steps": 80, "sample_interval": 80, "crop_s": 0.25, "n_filters": 64, "win": 32}
+SMOKE |= {"hidden": 48, "segment": 40, "block": 77, "stream": True, "lr": 5e-3}
+BARS = {"si_snri": (9.5, 60.0), "wrong_lengths": (0, 0), "order_gap": (0.0, 1e-4)}
+BARS |= {"stream_gap": (0.0, 1e-4)}
+CONFIGS = {"laptop": {}, "espnet": {"n_filters": 64, "win": 2, "hidden": 128, "n_blocks": 6}}
+CONFIGS["espnet"] |= {"segment": 250, "crop_s": 2.0, "lr": 1e-3}
+
+
+# --- the idea ------------------------------------------------------------------------------------
+class ResidualLSTM(nn.Module):
+    """x (B, T, E), and h and c (1, B, H) where the LSTM begins, to as much, where it has ended."""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.lstm, self.proj = nn.LSTM(width, hidden, batch_first=True), nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width, torch.finfo(torch.float32).eps)
+
+    def forward(self, x, state=None):
+        y, state = self.lstm(x, state)
+        return x + self.norm(self.proj(y)), state  # eq. (5)
+
+
+class SkiM(nn.Module):
+    """The separator: w (B, N, T) to masks (B, C, N, T)."""
+
+    def __init__(self, n_filters, n_src, hidden, n_blocks, segment):
+        super().__init__()
+        self.n_src, self.segment = n_src, segment
+        self.seg_lstms = nn.ModuleList(ResidualLSTM(n_filters, hidden) for _ in range(n_blocks))
+        pairs = ([ResidualLSTM(hidden, hidden) for _ in "hc"] for _ in range(n_blocks - 1))
+        self.mem_lstms = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
+        self.output = nn.Sequential(nn.PReLU(), nn.Linear(n_filters, n_src * n_filters), nn.ReLU())
+
+    def masks(self, x):
+        return self.output(x).unflatten(2, (self.n_src, -1)).permute(0, 2, 3, 1)  # eq. (8)
+
+    def forward(self, w):
+        x = F.pad(w, (0, -w.shape[2] % self.segment)).mT.unflatten(1, (-1, self.segment))
+        size, x, ends = x.shape[:2], x.flatten(0, 1), None  # all segments at once: (B J, K, N)
+        for seg, nets in zip(self.seg_lstms, [(), *self.mem_lstms], strict=True):
+            if nets:
+                y = [net(e.unflatten(1, size)[0])[0] for net, e in zip(nets, ends, strict=True)]
+                ends = [F.pad(e, (0, 0, 1, -1)).flatten(0, 1)[None] for e in y]  # eq. (7)
+            x, ends = seg(x, ends)  # (B J, K, N), two of (1, B J, H)
+        return self.masks(x.unflatten(0, size).flatten(1, 2)[:, : w.shape[2]])
+
+    def init_state(self):
+        """Of a stream: frames of this segment; h, c of all seg_lstms; and of all mem_lstms."""
+        return 0, [None for _ in self.seg_lstms], [[None, None] for _ in self.mem_lstms]
+
+    def stream(self, w, state):
+        """Masks of the next T frames of a stream, and the state after them."""
+        (at, ends, memory), found = state, []
+        while w.shape[2]:
+            if at == self.segment:  # a segment is over: what the next one starts from
+                at, every = 0, []
+                for nets, pair, kept in zip(self.mem_lstms, ends[:-1], memory, strict=True):
+                    each = zip(nets, pair, kept, strict=True)
+                    every.append([net(e.transpose(0, 1), k) for net, e, k in each])  # eq. (6)
+                ends = [None, *([y.transpose(0, 1) for y, _ in pair] for pair in every)]
+                memory = [[k for _, k in pair] for pair in every]
+            x, w = w[..., : self.segment - at].mT, w[..., self.segment - at :]
+            at, begins, ends = at + x.shape[1], ends, []
+            for seg, begin in zip(self.seg_lstms, begins, strict=True):
+                x, end = seg(x, begin)
+                ends.append(end)
+            found.append(self.masks(x))
+        return torch.cat(found, 3), (at, ends, memory)
+
+
+# Copied from separation/conv_tasnet.py
+def si_snr(e, s):
+    """Decibels (...) by which what e (..., S) has of s (..., S) outweighs all else in it; 0 where
+    e is silent."""
+    eps = torch.finfo(e.dtype).eps
+    e, s = (x - x.mean(-1, keepdim=True) for x in (e, s))
+    scale = ((e * s).sum(-1) + eps) / (s.square().sum(-1) + eps)
+    part = scale[..., None] * s
+    ratio = (part.square().sum(-1) + eps) / ((e - part).square().sum(-1) + eps)
+    return 10 * ratio.log10()  # eq. (10)
+
+
+# Copied from separation/conv_tasnet.py
+def pit(e, s):
+    """The SI-SNR of estimates e (B, C, S) in that order of theirs which suits s (B, C, S) best:
+    (B,), and the number (B,) of the permutation p, where e[p[i]] belongs to s[i]."""
+    pairs, n = si_snr(e[:, :, None], s[:, None]), e.shape[1]  # (B, C, C)
+    orders = itertools.permutations(range(n))
+    scores = [sum(pairs[:, j, i] for i, j in enumerate(order)) / n for order in orders]
+    return torch.stack(scores, 1).max(1)  # eq. (11)
+
+
+# --- model ---------------------------------------------------------------------------------------
+# Differs from separation/conv_tasnet.py
+class TasNet(nn.Module):
+    """Mixtures (B, S) of any S to their voices (B, C, S), by masks on learned filters."""
+
+    def __init__(self, n_filters, win, mask_generator):
+        super().__init__()
+        self.encoder = nn.Conv1d(1, n_filters, win, win // 2, bias=False)
+        self.mask_generator = mask_generator
+        self.decoder = nn.ConvTranspose1d(n_filters, 1, win, win // 2, bias=False)
+
+    def forward(self, x):
+        hop = self.encoder.stride[0]
+        w = self.encode(F.pad(x, (hop, hop - x.shape[1] % -hop)))
+        return self.decode(self.mask_generator(w), w)[..., hop:][..., : x.shape[1]]
+
+    def encode(self, x):
+        return self.encoder(x[:, None]).relu()  # (B, N, T)  eq. (2)
+
+    def decode(self, m, w):
+        d = m * w[:, None]  # (B, C, N, T)  eq. (3)
+        return self.decoder(d.flatten(0, 1)).unflatten(0, d.shape[:2])[:, :, 0]  # eq. (4)
+
+    def init_state(self):
+        """Of a stream: samples that wait for more, sums that do, and the separator's."""
+        return None, None, self.mask_generator.init_state()
+
+    def stream(self, x, state):
+        """Voices (B, C, S') of the next S samples of a stream, L/2 later, and the new state."""
+        hop, (rest, sums, inner) = self.encoder.stride[0], state
+        x = torch.cat([x.new_zeros(len(x), hop) if rest is None else rest, x], 1)
+        n = x.shape[1] // hop * hop - hop  # samples that are done after this
+        if not n:
+            return x.new_zeros(len(x), self.mask_generator.n_src, 0), (x, sums, inner)
+        w = self.encode(x[:, : n + hop])
+        m, inner = self.mask_generator.stream(w, inner)
+        y = self.decode(m, w)  # (B, C, n + L/2)
+        y = y if sums is None else y + F.pad(sums, (0, n))
+        return y[..., :n], (x[:, n:], y[..., n:], inner)
+
+
+# --- data ----------------------------------------------------------------------------------------
+RATE = 8000
+# Of made-up speakers: lowest and highest pitch, and two formants (Hz).
+VOICES = [(85, 130, 300, 900), (190, 270, 750, 2200), (135, 180, 500, 1500)]
+
+
+# Copied from separation/conv_tasnet.py
+def made_up_voice(low, high, *formants, n):
+    """n samples of syllables, each of its own pitch with vibrato, and pauses between them."""
+    sizes = torch.randint(1000, 2500, (n // 1000 + 1,))
+    at = torch.arange(len(sizes)).repeat_interleave(sizes)[:n]  # which syllable
+    pitch = torch.empty(len(sizes)).uniform_(low, high)[at]
+    pitch = pitch * (1 + 0.02 * (torch.arange(n) * (2 * math.pi * 5 / RATE)).sin())
+    formants = torch.tensor(formants) * torch.empty(len(sizes), 1).uniform_(0.9, 1.1)
+    f = pitch[:, None] * (k := torch.arange(1, 25))  # (n, 24)
+    gain = sum(1 / (1 + ((f - each[at, None]) / 100) ** 2) for each in formants.T)
+    waves = (pitch.cumsum(0)[:, None] * k * (2 * math.pi / RATE)).sin()
+    share = (torch.arange(n) - (sizes.cumsum(0) - sizes)[at]) / sizes[at]  # of the syllable
+    return (waves * gain * (f < RATE / 2)).sum(1) * (share * math.pi / 0.85).sin().clamp(min=0)
+
+
+# Copied from separation/conv_tasnet.py
+def read_sound(file, flag):
+    """Samples (S,) of a .wav of any rate, kind of number and number of channels."""
+    from scipy.io import wavfile
+    from scipy.signal import resample_poly
+
+    try:
+        rate, x = wavfile.read(file)
+    except Exception as error:  # whatever the file holds
+        fail(f"{flag} {file}: cannot be read as .wav; name or convert one ({error})")
+    most = 1 if x.dtype.kind == "f" else 2.0 ** (8 * x.dtype.itemsize - 1)
+    x = torch.atleast_2d(torch.from_numpy(x.T / most - (x.dtype.kind == "u"))).double().mean(0)
+    if not len(x) or not x.isfinite().all():
+        fail(f"{flag} {file}: holds no sound, or nan; name another one")
+    if rate != RATE:
+        x = torch.from_numpy(resample_poly(x.numpy(), RATE, rate))
+        print(f"{file}: resampled from {rate} to {RATE} Hz", file=sys.stderr)
+    return x.float()
+
+
+def load_data(args):
+    """Speech for training and for testing: of each, the samples (S,) of one speaker after the
+    other, and where each begins and how many there are (2, speakers)."""
+    sounds, root = {}, Path(args.data_root)  # of (is it held out, speaker)
+    if args.dataset == "made_up":
+        for (held, n), voice in itertools.product(enumerate((60, 10)), VOICES[: args.n_src]):
+            sounds[held, voice] = [made_up_voice(*voice, n=n * RATE)]
+    else:
+        fsdd = args.dataset == "fsdd"
+        files = sorted(root.glob("fsdd/recordings/[0-9]_*_[0-9]*.wav" if fsdd else "**/*.wav"))
+        for at, file in enumerate(files):
+            _, speaker, take = file.stem.split("_") if fsdd else (0, file.parent, at % 5 + 4)
+            sounds.setdefault((int(take) < 5, speaker), []).append(read_sound(file, "--data_root"))
+    parts = []
+    for part in (False, True):
+        each = [sound for (held, _), sound in sounds.items() if held == part]
+        if len(each) < args.n_src:
+            fail(f"--data_root {root}: too few speakers there; see --help, or lower --n_src")
+        each = [torch.cat([x / (x.square().mean().sqrt() + 1e-5) for x in sound]) for sound in each]
+        each = [x.repeat(math.ceil(args.crop_s * RATE / len(x))) for x in each]
+        sizes = torch.tensor([*map(len, each)], device=args.device)
+        data = torch.cat(each).to(args.device)
+        parts.append((data, torch.stack([sizes.cumsum(0) - sizes, sizes])))
+    return parts
+
+
+# Copied from separation/conv_tasnet.py
+def mixtures(x, where, args):
+    """A batch from load_data: mixtures (B, S), and what they are made of (B, C, S)."""
+    crop, size = round(args.crop_s * RATE), (args.batch_size, args.n_src)
+    who = torch.rand(size[0], where.shape[1], device=x.device).argsort(1)[:, : size[1]]  # (B, C)
+    begins, sizes = where[:, who]
+    begins = begins + (torch.rand(size, device=x.device) * (sizes - crop + 1)).long()
+    s = x[begins[..., None] + torch.arange(crop, device=x.device)]  # (B, C, S)
+    s = s * 10 ** ((torch.rand(*size, 1, device=x.device) - 0.5) * args.level_db / 20 - 1)
+    return s.sum(1), s  # eq. (1)
+
+
+# --- train, predict, evaluate, smoke -------------------------------------------------------------
+def build(args):
+    masks = SkiM(args.n_filters, args.n_src, args.hidden, args.n_blocks, args.segment)
+    return TasNet(args.n_filters, args.win, masks).to(args.device)
+
+
+def train(args):
+    """Train from scratch, or on from OUT/last.pt; return the gain on speech never heard."""
+    torch.manual_seed(args.seed)
+    (data, test), model = load_data(args), build(args)
+    if args.weights:
+        load_weights(args.weights, model)
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, (args.b1, args.b2), fused=True)
+    state = {"model": model, "optimizer": optimizer}
+    step = begin(args, state)
+    cast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.amp)
+    try:
+        while step < args.n_steps:
+            total = torch.zeros((), device=args.device)  # summed there: no sync at every step
+            n = min(args.sample_interval - step % args.sample_interval, args.n_steps - step)
+            for _ in tqdm(range(n), f"step {step + n}", leave=False, disable=None):
+                torch.manual_seed(args.seed * 1_000_000 + step)  # so that a resumed run is exact
+                x, s = mixtures(*data, args)
+                with cast:
+                    e = model.train()(x)
+                loss = -pit(e.float(), s)[0].mean()
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+                optimizer.step()
+                total += loss.detach()
+                step += 1
+            if not total.isfinite():
+                sys.exit(f"stopped: the loss is not finite at step {step}; try a lower --lr")
+            save(args, state, step)
+            log(args, step=step, loss=total.item() / n, **evaluate(model, test, args))
+    except KeyboardInterrupt:
+        save(args, state, step)
+        print(f"interrupted: --resume --out {args.out} goes on", file=sys.stderr)
+        raise
+    plot(args)
+    x = mixtures(*test, args)[0][0]
+    draw(args, "example", x, separate(model, x, args)[0])
+    return evaluate(model, test, args)
+
+
+@torch.inference_mode()
+def evaluate(model, test, args):
+    """si_snri: decibels by which separation raises the SI-SNR, over 8 batches of mixtures."""
+    torch.manual_seed(-1)
+    batches = (mixtures(*test, args) for _ in range(8))
+    gains = [pit(model.eval()(x), s)[0] - si_snr(x[:, None], s).mean(1) for x, s in batches]
+    return {"si_snri": torch.cat(gains).mean().item()}
+
+
+# Differs from separation/conv_tasnet.py
+@torch.inference_mode()
+def separate(model, x, args):
+    """Voices (C, S) of a mixture x (S,), with --stream block by block; and seconds of work for one
+    of sound (rtf), and the longest wait for a block."""
+    late, state, found, times = args.win // 2, model.init_state(), [], []
+    whole = F.pad(x, (0, late - len(x) % -late))
+    for block in whole.split(args.block if args.stream else len(whole)):
+        start = time.perf_counter()
+        e, state = model.eval().stream(block[None], state)
+        found.append(e.cpu())  # waits until it is there
+        times.append(time.perf_counter() - start)
+    e = torch.cat(found, 2)[0, :, late:][:, : len(x)].to(x.device)
+    e = e * ((e @ x) / (e.square().sum(-1) + 1e-9))[:, None]  # as loud as in the mixture
+    return e, {"rtf": sum(times) * RATE / len(x), "worst_block_ms": 1e3 * max(times)}
+
+
+def draw(args, stem, x, voices):
+    """OUT/stem_s1.wav, ... of voices (C, S), and OUT/stem.png: spectrograms below that of x."""
+    from matplotlib.figure import Figure
+
+    sounds = torch.cat([x[None], voices]).cpu()  # (1 + C, S)
+    figure = Figure((8, 2 * len(sounds)), layout="constrained")
+    window, loudest = torch.hann_window(256), max(1.0, sounds.abs().max().item())
+    for at, sound in enumerate(sounds):
+        name = f"{stem}_s{at}.wav" if at else f"{stem}_mix.wav"
+        with wave.open(str(Path(args.out, name)), "wb") as file:
+            file.setparams((1, 2, RATE, 0, "NONE", ""))
+            file.writeframes((sound / loudest * 32767).short().numpy().tobytes())
+        bands = torch.stft(sound, 256, 64, 256, window, pad_mode="constant", return_complex=True)
+        axes = figure.add_subplot(len(sounds), 1, at + 1, title=name, xticks=[], yticks=[])
+        axes.imshow((bands.abs() + 1e-3).log(), origin="lower", aspect="auto")
+    figure.savefig(Path(args.out, f"{stem}.png"))
+
+
+def generate(args):
+    """The work of --separate: a .wav of each voice, and a picture."""
+    x, model = read_sound(args.separate, "--separate").to(args.device), build(args)
+    load_weights(args.weights or f"{args.out}/last.pt", model)
+    begin(args)
+    voices, speed = separate(model, x, args)
+    print(line(speed))
+    draw(args, Path(args.separate).stem, x, voices)
+    if not voices.any():
+        print("nothing came out: the input is silent, or the network", file=sys.stderr)
+    return 0
+
+
+def smoke(args):
+    """A short run in a temporary folder, then what must hold exactly."""
+    with tempfile.TemporaryDirectory() as args.out:
+        metrics = train(args)
+    model, (x, s) = build(args), torch.randn(2, 4, args.n_src, 2000, device=args.device)
+    with torch.inference_mode():
+        lengths = 1, args.win - 1, args.win, args.win + 1
+        wrong = sum(model(x[:, 0, :n]).shape[-1] != n for n in lengths)
+    order_gap = (pit(s + x, s)[0] - pit((s + x).flip(1), s)[0]).abs().max()
+    e, y = separate(model, x[0, 0], args)[0], model(x[:1, 0]).detach()[0]
+    stream_gap = (e - y * ((y @ x[0, 0]) / y.square().sum(-1))[:, None]).abs().max()
+    return report(args, **metrics, wrong_lengths=wrong, order_gap=order_gap, stream_gap=stream_gap)
+
+
+# --- plumbing, word for word the same in every script --------------------------------------------
+def fail(message):
+    """A mistake the user can mend: one line on stderr, exit code 2."""
+    print(f"{Path(__file__).name}: error: {' '.join(message.split())[:300]}", file=sys.stderr)
+    sys.exit(2)
+
+
+def pick_device(name):
+    try:
+        auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        probe = torch.ones(1, device=auto if name == "auto" else name)
+        return str(probe.device) if probe.item() else name  # item() fails where nothing can run
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {name}: cannot be used, try --device cpu: {error}")
+
+
+def begin(args, state=None):
+    """Open OUT before the work starts. With --resume restore every part of state and return how
+    many epochs (or steps) are done; else put an earlier run aside and return 0. Without state
+    (nothing is trained, as in --sample) leave what is there."""
+    out, resume = Path(args.out), state is not None and getattr(args, "resume", False)
+    free = {"n_epochs", "n_steps", "sample_interval", "n_samples", "data_root", "weights"}
+    free |= {"compile", "device", "out", "resume"}
+    try:
+        if resume:
+            saved = dict(torch.load(out / "last.pt", map_location="cpu", weights_only=True))
+            made = {key: value for key, value in saved["args"].items() if key not in free}
+            if odd := [f"--{k} {v}" for k, v in made.items() if v != vars(args).get(k)]:
+                fail(f"--resume: {out}/last.pt was made with {' '.join(odd)}; type that")
+            for name, part in state.items():
+                part.load_state_dict(saved[name])
+            return saved["done"]
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()  # fails now where nothing can be written
+        for name in ("last.pt", "log.jsonl") if state is not None else ():
+            if (out / name).exists():
+                os.replace(out / name, out / f"previous_{name}")
+        return 0
+    except OSError as error:
+        fail(f"--out {out}: {'no last.pt to resume from' if resume else 'cannot write'}: {error}")
+    except Exception:  # torch's own text advises to switch its safety off
+        fail(f"--resume: {out}/last.pt is damaged or no checkpoint of this script")
+
+
+def save(args, state, done):
+    """Write every part of state next to last.pt, then rename: a crash never leaves half a file."""
+    path = Path(args.out, "last.pt")
+    parts = {name: part.state_dict() for name, part in state.items()}
+    torch.save(parts | {"done": done, "args": vars(args)}, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_weights(path, model, parts=("ema", "model", "generator")):
+    """Load, strictly, the first of parts that a checkpoint of ours has, or a bare state dict."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = next((saved[part] for part in parts if part in saved), saved)
+        theirs = {key: tuple(value.shape) for key, value in saved.items()}
+    except OSError as error:
+        fail(f"--weights {path}: cannot be read ({error.strerror}); name an existing file")
+    except Exception:  # torch's own text advises to switch its safety off
+        fail(f"--weights {path}: holds no state dict; name a file made by torch.save of one")
+    try:
+        model.load_state_dict(saved)
+    except RuntimeError as error:
+        ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        key = next((k for k in ours | theirs if ours.get(k) != theirs.get(k)), error)
+        there, here = theirs.get(key, "absent"), ours.get(key, "absent")
+        fail(f"--weights {path}: {key} is {there} there but {here} here; set the flags to match")
+
+
+def line(row):
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+
+
+def log(args, **row):
+    """Append a JSON line to OUT/log.jsonl and show it; --smoke keeps stdout to one line."""
+    with open(Path(args.out, "log.jsonl"), "a", encoding="utf-8") as file:
+        print(json.dumps(row), file=file)
+    print(line(row), file=sys.stderr if args.smoke else sys.stdout, flush=True)
+
+
+def plot(args):
+    """Draw every column of OUT/log.jsonl against its first one into OUT/curves.png."""
+    from matplotlib.figure import Figure
+
+    path = Path(args.out, "log.jsonl")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if rows := [json.loads(row) for row in text.splitlines()]:
+        first, *others = rows[-1]
+        wide, high = min(len(others), 4), math.ceil(len(others) / 4)
+        figure = Figure(figsize=(4 * wide, 3 * high), layout="constrained")
+        for at, key in enumerate(others, 1):
+            axes = figure.add_subplot(high, wide, at, xlabel=first, title=key)
+            axes.plot([row[first] for row in rows], [row.get(key) for row in rows], marker=".")
+        figure.savefig(Path(args.out, "curves.png"))
+
+
+def report(args, **values):
+    """Print the JSON line of --smoke; return 0 if every bar is met, else 1."""
+    values = {key: float(value) for key, value in values.items()}
+    ok = all(low <= values[key] <= high for key, (low, high) in BARS.items())
+    values = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    head = {"script": Path(__file__).name, "ok": ok, "device": getattr(args, "device", "cpu")}
+    tail = {"bars": BARS, "cpu_seconds": round(time.process_time(), 1)}
+    print(json.dumps(head | values | tail))
+    return 0 if ok else 1
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show the docstring as written, and every default that tells something."""
+
+    def _get_help_string(self, action):
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
+def at_least(low, below=2**31):
+    """Type of a flag: a number of low's kind (int or float), low <= number < below."""
+
+    def number(text):
+        with contextlib.suppress(ValueError):
+            if low <= (value := type(low)(text)) < below:
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is no {type(low).__name__} in [{low}, {below})")
+
+    return number
+
+
+# --- command line --------------------------------------------------------------------------------
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
+    parser.error = fail
+    add = parser.add_argument
+    add("--config", choices=CONFIGS, default="laptop", help="named set of defaults")
+    add("--dataset", choices=["made_up", "fsdd", "folder"], default="made_up", help="speech")
+    add("--data_root", default="data", help="folder of the data sets; for folder, of the speakers")
+    add("--n_src", type=at_least(1, 6), default=2, help="voices C of a mixture")
+    add("--crop_s", type=at_least(0.05), default=1.0, help="seconds of a mixture in training")
+    add("--level_db", type=at_least(0.0), default=5.0, help="most that voices differ in loudness")
+    add("--n_filters", type=at_least(1), default=128, help="filters N of encoder and decoder")
+    add("--win", type=at_least(2), default=16, help="samples L of a filter")
+    add("--hidden", type=at_least(1), default=96, help="width H of an LSTM")
+    add("--n_blocks", type=at_least(1), default=3, help="LSTMs for segments, each above the other")
+    add("--segment", type=at_least(1), default=50, help="frames K of a segment")
+    add("--n_steps", type=at_least(0), default=1000, help="optimiser steps in total")
+    add("--batch_size", type=at_least(1), default=8, help="examples per step")
+    add("--lr", type=at_least(0.0), default=2e-3, help="adam: learning rate")
+    add("--b1", type=at_least(0.0, 1.0), default=0.9, help="adam: decay of the gradient's mean")
+    add("--b2", type=at_least(0.0, 1.0), default=0.999, help="adam: decay of its square")
+    add("--grad_clip", type=at_least(0.0), default=5.0, help="largest norm of the gradient")
+    add("--sample_interval", type=at_least(1), default=100, help="steps between evaluations")
+    add("--amp", action="store_true", help="bfloat16 autocast")
+    add("--weights", help="state dict or checkpoint to load")
+    add("--separate", help="only take this .wav apart, by --weights or OUT/last.pt")
+    add("--stream", action="store_true", help="let --separate get one block after the other")
+    add("--block", type=at_least(1), default=160, help="samples of a block")
+    add("--seed", type=at_least(0), default=0, help="fixes split, weights and batch order")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--out", default=f"out/{Path(__file__).stem}", help="folder this run writes to")
+    add("--resume", action="store_true", help="go on from OUT/last.pt")
+    add("--smoke", action="store_true", help="tiny self-check: one JSON line, exit 1 on failure")
+    typed = parser.parse_args(argv)
+    parser.set_defaults(**CONFIGS[typed.config])
+    if typed.smoke:
+        parser.set_defaults(**SMOKE)
+    args = parser.parse_args(argv)
+    if args.win % 2:
+        fail(f"--win {args.win}: cannot be shared by two frames; make it even")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    args.device = pick_device(args.device)
+    try:
+        if args.smoke:
+            return smoke(args)
+        if args.separate:
+            return generate(args)
+        print(line(train(args)))
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
