@@ -25,6 +25,7 @@ LINES = {
     "gan/stylegan*": 450,
     "gan/draggan.py": 450,
     "vocoder/bigvgan.py": 450,
+    "vocoder/hifigan.py": 300,
     "separation/sepreformer.py": 450,
     "separation/skim.py": 280,
     "llm/minimind.py": 450,

@@ -1,0 +1,817 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.7,<2.12", "matplotlib>=3.8,<4", "tqdm>=4.66,<5"]
+# ///
+"""Direct preference optimisation: of two answers a language model learns to give the better one,
+from pairs alone, without a model of reward and without reinforcement learning.
+
+Papers: Rafailov, Sharma, Mitchell, Ermon, Manning & Finn, "Direct Preference Optimization: Your
+Language Model is Secretly a Reward Model", NeurIPS 2023, arXiv 2305.18290; IPO: Azar et al., "A
+General Theoretical Paradigm to Understand Learning from Human Preferences", 2023, arXiv 2310.12036;
+the model, (1) to (12), is that of minimind.py, the chats, (15) and (16), are those of sft.py.
+
+    norm(x) = g * x / sqrt(mean(x^2) + eps)     (1)  RMSNorm, before each block of a layer
+    w_i = theta^(-2i/d),  i = 0 ... d/2 - 1     (2)  angle that pair i turns by from token to token
+    R_n (a, b) = (a cos nw - b sin nw, b cos nw + a sin nw)   (3)  so R_n q . R_m k: n - m alone
+    y_n = sum_{m<=n} softmax_m(R_n q_n . R_m k_m / sqrt(d)) v_m    (4)  k, v shared by H/K heads
+    FFN(x) = W_down (silu(W_gate x) * W_up x)   (5)  SwiGLU
+    x <- x + W_o attention(norm(x)),  x <- x + FFN(norm(x))   (6)  a layer
+    P(x_{n+1} | x_1 ... x_n) = softmax(E norm(x))             (7)  E: the embedding once more
+    L = -mean_n log P(x_{n+1} | x_1 ... x_n)    (8)  bits per byte = sum / bytes / log 2
+    linear: w_i <- w_i / s                      (9)  to read s times the length of training
+    NTK: theta <- theta s^(d/(d-2))             (10)  slow pairs stretch by s, fast ones stay
+    YaRN: w_i <- (1 - r_i) w_i + r_i w_i / s    (11)  r_i: 0 for 32 turns in that length, 1 for 1
+    cos, sin <- (0.1 log s + 1) cos, sin        (12)  YaRN's attention is a little sharper
+    turn = <|im_start|> role newline content <|im_end|> newline   (15)  tokenised piece by piece
+    m_n = 1 for the content of the last answer and the <|im_end|> behind it         (16)  else 0
+    log pi(y|x) = sum_n m_n log P(x_n | x_1 ... x_{n-1})   (18)  a sum: of the answer, not a mean
+    r(y) = beta (log pi(y|x) - log ref(y|x))    (19)  reward; ref: the model before, frozen
+    h = (r(y_w) - r(y_l)) / beta                (20)  y_w: the better answer, y_l: the other
+    L = -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)     (21)  DPO; cDPO: a share e of the
+                                                                  pairs may be the wrong way round
+    L = (h - 1 / (2 beta))^2                    (22)  IPO; its log pi are means over the answer
+    L <- L - alpha log pi(y_w|x) / sum_n m_n    (23)  --sft_coef: or the better answer fades, too
+
+The first loss is log 2 = 0.6931, as model and reference are one: no failure. Rewards of both
+answers may fall while their margin grows; that is how DPO works, and (23) is for those who mind.
+What perfect metrics do not show: with too large a --lr, or too many steps, the text breaks, so look
+at answers, too. Prompts never count in (18), ends of answers always do. To talk to what comes
+out, give its last.pt to sft.py, as --chat --weights.
+
+Without --weights a small model first learns ten facts and how to answer, as in minimind.py and
+sft.py: half of the answers are like `red`, the others like `red.`, which the pairs prefer.
+
+Shapes: B batch, L tokens, N tokens read so far, E width, H heads, K heads of keys and values,
+d = E / H, F width of the FFN, V tokens known; x and targets (B, 2, L), the better answer first.
+Unlike the paper: AdamW for RMSprop; after the warm-up the step size falls along a cosine.
+Official weights: as for minimind.py.
+
+    python dpo.py                                      half a minute; with both stages before
+    python dpo.py --prompt "What does Anna like?"      one answer, with OUT/last.pt
+    python dpo.py --weights out/sft/last.pt --dataset preference --seq_len 512 --lr 1e-6 \
+        --n_steps 500
+    python dpo.py --weights out/sft/last.pt --dataset file --data_root pairs.jsonl
+    python dpo.py --smoke                              seconds; exits 1 unless all BARS are met
+"""
+
+import argparse
+import codecs
+import contextlib
+import copy
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+import unicodedata
+from functools import cache
+from itertools import chain, pairwise, permutations
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+# Defaults under --smoke (a flag the user types still wins); lowest and highest value that pass.
+SMOKE = {"sample_interval": 20}
+BARS = {"accuracy": (1.0, 1.0), "margin": (0.05, 9.0), "chosen": (0.0, 9.0), "intact": (6.0, 7.0)}
+BARS |= {"logp_chosen": (-0.41, 0.0), "first_gap": (0.0, 1e-6)}
+# What builds the model, and travels in the checkpoint.
+SHAPE = ["dim", "depth", "heads", "kv_heads", "ffn_dim", "vocab_size", "rope_theta", "qk_norm"]
+
+
+# --- the idea ------------------------------------------------------------------------------------
+# Copied from llm/minimind.py
+def rope_angles(positions, width, theta, scaling="none", factor=1.0, seq_len=2048):
+    """cos and sin (N, d) that turn heads of a width d at positions (N,), always in float32."""
+    theta = theta * factor ** (width / (width - 2)) if scaling == "ntk" else theta  # eq. (10)
+    i, sharp = torch.arange(width // 2, device=positions.device), 1.0
+    w = 1.0 / theta ** (2 * i.float() / width)  # (d / 2,)  eq. (2)
+    if scaling == "linear":
+        w = w / factor  # eq. (9)
+    if scaling == "yarn":
+        log_length = [math.log(seq_len / (2 * math.pi * turns)) for turns in (32, 1)]
+        low, high = (width * length / (2 * math.log(theta)) for length in log_length)
+        low, high = max(0, math.floor(low)), min(width - 1, math.ceil(high))
+        r = ((i - low) / max(high - low, 1e-3)).clamp(0, 1)
+        w = (1 - r) * w + r * w / factor  # eq. (11)
+        sharp = 0.1 * math.log(factor) + 1  # eq. (12)
+    angles = (positions.float()[:, None] * w).repeat(1, 2)  # (N, d)
+    return angles.cos() * sharp, angles.sin() * sharp
+
+
+# Copied from llm/minimind.py
+def rope_turn(x, cos, sin):
+    """Turn x (B, L, heads, d), whose pairs are the two halves of a head, by angles of (L, d)."""
+    a, b = x.chunk(2, -1)
+    turned = x * cos[:, None] + torch.cat([-b, a], -1) * sin[:, None]  # eq. (3)
+    return turned.to(x.dtype)
+
+
+# Copied from llm/minimind.py
+def next_token_loss(scores, targets, n):
+    """Sum over scores (B, L, V) of targets (B, L) other than -100, divided by n; in float32."""
+    scores, targets = scores.flatten(0, 1).float(), targets.flatten()
+    return F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum") / n  # eq. (8)
+
+
+# Copied from llm/sft.py
+def encode_chat(tokenizer, messages, ask=False):
+    """Numbers of [{"role": .., "content": ..}] and their m; ask: then a turn to be filled."""
+    ids, mask = [], []
+    for message in messages:
+        head = [1, *tokenizer.encode(f"{message['role']}\n")]
+        body = [*tokenizer.encode(message["content"]), 2]
+        ids += [*head, *body, *tokenizer.encode("\n")]  # eq. (15)
+        mask += [0] * len(head) + [int(message["role"] == "assistant")] * len(body)  # eq. (16)
+        mask += [0] * (len(ids) - len(mask))
+    return ids + [1, *tokenizer.encode("assistant\n")] * ask, mask
+
+
+# Copied from llm/sft.py
+def chat_tensors(chats, device):
+    """Tokens (N, L) and targets (N, L), of chats [(ids, mask)]; -100 where none is to learn."""
+    pairs = zip(*chats, strict=True)
+    x, mask = (pad_sequence([*map(torch.tensor, part)], True).to(device) for part in pairs)
+    return x[:, :-1], x.masked_fill(mask == 0, -100)[:, 1:]
+
+
+def sequence_logp(model, x, targets):
+    """log pi(y|x) (B, 2) of x and targets (B, 2, L), and how many tokens it is the sum of."""
+    flat = model(x.flatten(0, 1)).flatten(0, 1).float(), targets.flatten()  # (2 B L, V)
+    logp = -F.cross_entropy(*flat, ignore_index=-100, reduction="none").view_as(targets)
+    return logp.sum(-1), (targets >= 0).sum(-1)  # eq. (18)
+
+
+def preference_loss(pi, ref, beta, smoothing=0.0, kind="dpo"):
+    """Loss (B,) and rewards (B, 2) of pairs by log-probabilities (B, 2) of model and reference."""
+    rewards = beta * (pi - ref)  # eq. (19)
+    h = (rewards[:, 0] - rewards[:, 1]) / beta  # eq. (20)
+    if kind == "ipo":
+        return (h - 1 / (2 * beta)).square(), rewards  # eq. (22)
+    right, wrong = F.logsigmoid(beta * h), F.logsigmoid(-beta * h)
+    return -(1 - smoothing) * right - smoothing * wrong, rewards  # eq. (21)
+
+
+# --- model ---------------------------------------------------------------------------------------
+# Copied from llm/minimind.py
+class Attention(nn.Module):
+    """Causal attention of H heads, H / K of which read the same keys and values."""
+
+    def __init__(self, dim, heads, kv_heads, qk_norm=False, dropout=0.0):
+        super().__init__()
+        self.kv_heads, self.width, self.dropout = kv_heads, dim // heads, dropout
+        self.q_proj = nn.Linear(dim, heads * self.width, bias=False)
+        self.k_proj = nn.Linear(dim, kv_heads * self.width, bias=False)
+        self.v_proj = nn.Linear(dim, kv_heads * self.width, bias=False)
+        self.o_proj = nn.Linear(heads * self.width, dim, bias=False)
+        self.q_norm = nn.RMSNorm(self.width, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.width, eps=1e-6) if qk_norm else nn.Identity()
+
+    def forward(self, x, angles, mask=None, past=None, n=0):
+        """x (B, L, E), the n-th token and those after it; mask (..., L, N) is true where one may
+        look, None: at all before; past (2, B, K, N, d) holds what came before, and takes x in."""
+        parts = (part(x) for part in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (part.unflatten(-1, (-1, self.width)) for part in parts)  # (B, L, H or K, d)
+        q, k = rope_turn(self.q_norm(q), *angles), rope_turn(self.k_norm(k), *angles)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H or K, L, d)
+        if past is not None:
+            end = n + x.shape[1]
+            past[0, :, :, n:end], past[1, :, :, n:end] = k, v
+            k, v = past[:, :, :, :end]  # (B, K, N, d)
+        drop = self.dropout if self.training else 0.0
+        first = mask is None and x.shape[1] > 1
+        y = F.scaled_dot_product_attention(q, k, v, mask, drop, first, enable_gqa=True)  # eq. (4)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, L, E)
+
+
+# Copied from llm/minimind.py
+class FeedForward(nn.Module):
+    def __init__(self, dim, ffn_dim):
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, ffn_dim, bias=False)
+        self.up_proj = nn.Linear(dim, ffn_dim, bias=False)
+        self.down_proj = nn.Linear(ffn_dim, dim, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # eq. (5)
+
+
+# Copied from llm/minimind.py
+class MiniMindBlock(nn.Module):
+    def __init__(self, dim, heads, kv_heads, ffn_dim, qk_norm, dropout):
+        super().__init__()
+        eps = 1e-6 if qk_norm else 1e-5
+        self.self_attn = Attention(dim, heads, kv_heads, qk_norm, dropout)
+        self.mlp = FeedForward(dim, ffn_dim)
+        self.input_layernorm = nn.RMSNorm(dim, eps=eps)  # eq. (1)
+        self.post_attention_layernorm = nn.RMSNorm(dim, eps=eps)
+        self.dropout = dropout
+
+    def forward(self, x, *context):
+        y = self.self_attn(self.input_layernorm(x), *context)
+        x = x + F.dropout(y, self.dropout, self.training)
+        y = self.mlp(self.post_attention_layernorm(x))
+        return x + F.dropout(y, self.dropout, self.training)  # eq. (6)
+
+
+# Copied from llm/minimind.py
+class MiniMindModel(nn.Module):
+    """Tokens x (B, L) -> (B, L, E). Official code: jingyaogong/minimind, model_minimind.py."""
+
+    def __init__(self, vocab_size, dim, depth, *shape, qk_norm=False, dropout=0.0, **rope):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, dim)
+        blocks = [MiniMindBlock(dim, *shape, qk_norm, dropout) for _ in range(depth)]
+        self.layers = nn.ModuleList(blocks)
+        self.norm = nn.RMSNorm(dim, eps=1e-6 if qk_norm else 1e-5)
+        self.rope, self.dropout = rope, dropout
+
+    def forward(self, x, kept=None, pad=None):
+        n, mask, at = kept.n if kept else 0, None, torch.arange(x.shape[1], device=x.device)
+        angles = rope_angles(n + at, self.layers[0].self_attn.width, **self.rope)
+        if (n and len(at) > 1) or pad is not None:
+            to = torch.arange(n + len(at), device=x.device)
+            mask = to <= n + at[:, None]  # (L, N)
+            if pad is not None:  # padding sees itself, as nothing at all would be nan
+                mask = mask & (to >= pad[:, None, None]) | (to == n + at[:, None])  # (B, L, N)
+                mask = mask[:, None]  # (B, 1, L, N)
+        x = F.dropout(self.embed_tokens(x), self.dropout, self.training)  # (B, L, E)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, angles, mask, kept.layers[i] if kept else None, n)
+        if kept:
+            kept.n = n + len(at)
+        return self.norm(x)
+
+
+# Copied from llm/minimind.py
+class MiniMindForCausalLM(nn.Module):
+    """Tokens x (B, L) -> scores (B, L, V) of what comes next. kept: a KVCache of what stands before
+    x, which takes x in; pad (B,): tokens to be ignored in front of each row; last: (B, 1, V)."""
+
+    def __init__(self, vocab_size, dim, depth, *shape, **options):
+        super().__init__()
+        self.model = MiniMindModel(vocab_size, dim, depth, *shape, **options)
+        self.lm_head = nn.Linear(dim, vocab_size, bias=False)
+        self.lm_head.weight = self.model.embed_tokens.weight
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                ends = "o_proj" in name or "down_proj" in name  # of a branch, summed up over layers
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth) ** ends)
+
+    def forward(self, x, kept=None, pad=None, last=False):
+        x = self.model(x, kept, pad)
+        return self.lm_head(x[:, -1:] if last else x)  # (B, L, V)  eq. (7)
+
+
+# --- data ----------------------------------------------------------------------------------------
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+# Copied from llm/bpe_tokenizer.py
+@cache
+def word_pattern():
+    """GPT-2's cut into words, with the classes of Unicode spelled out: Python counts a superscript
+    2 among the letters, and four signs more among the blanks."""
+    marks = map(chr, range(128, sys.maxunicode))
+    numbers = "".join(c for c in marks if unicodedata.category(c) in ("Nl", "No"))
+    blank = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"
+    letter, number = f"(?:(?![{numbers}])[^\\W\\d_])", f"[\\d{numbers}]"
+    sign = f"(?:(?![{blank}])[^\\w]|_)"
+    ends = f"[{blank}]+(?![^{blank}])|[{blank}]+"
+    return re.compile(f"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{sign}+|{ends}")
+
+
+# Copied from llm/minimind.py
+class Tokenizer:
+    """Bytes, and what the merges of bpe_tokenizer.py make of them; without any, bytes alone."""
+
+    def __init__(self, merges=()):
+        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        order = plain + [b for b in range(256) if b not in plain]
+        self.symbols = [s.encode() for s in SPECIAL] + [bytes([b]) for b in order]
+        self.known = {symbol: i for i, symbol in enumerate(self.symbols) if len(symbol) == 1}
+        self.merges, self.words = {}, {}
+        for rank, (a, b) in enumerate(merges):
+            joined = self.symbols[a] + self.symbols[b]
+            if self.known.setdefault(joined, len(self.symbols)) == len(self.symbols):
+                self.symbols.append(joined)
+            self.merges[a, b] = rank, self.known[joined]
+
+    def encode_word(self, data):
+        """Numbers of bytes: of all pairs that ever merged, the one that merged first, again."""
+        ids = [self.known[bytes([b])] for b in data]
+        while pairs := [pair for pair in enumerate(pairwise(ids)) if pair[1] in self.merges]:
+            i, pair = min(pairs, key=lambda pair: self.merges[pair[1]])  # the leftmost of equals
+            ids[i : i + 2] = [self.merges[pair][1]]
+        return ids
+
+    def encode(self, text):
+        """Numbers of a text; what looks like a special token in it are letters."""
+        ids = []
+        for word in word_pattern().findall(text) if self.merges else text:
+            if word not in self.words:
+                self.words[word] = self.encode_word(word.encode(errors="replace"))
+            ids += self.words[word]
+        return ids
+
+    def decode(self, ids):
+        return "".join(self.decode_stream(ids))
+
+    def decode_stream(self, ids):
+        """The text that each number completes; bytes that are no UTF-8 become U+FFFD."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for i in ids:
+            yield decoder.decode(self.symbols[i])
+        yield decoder.decode(b"", final=True)
+
+    def state_dict(self):
+        return {"merges": [*self.merges]}
+
+    def load_state_dict(self, state):
+        self.__init__(state["merges"])
+
+
+# Copied from llm/minimind.py
+def read_records(file):
+    """The records of a .json list, or of a .jsonl: lines that hold none are told and left out."""
+    try:
+        text = Path(file).read_text(encoding="utf-8", errors="replace").strip()
+        records = json.loads(text) if f"{file}".endswith(".json") else text.split("\n")
+    except (OSError, ValueError) as error:
+        fail(f"--data_root: {file} cannot be read ({error}); name another file")
+    found, bad = [], []
+    for at, record in enumerate(records, 1):
+        try:
+            record = json.loads(record) if isinstance(record, str) else record
+            found.append({**record})
+        except (ValueError, TypeError):
+            bad.append(f"{file}:{at}")
+    if len(bad) * 100 > len(records) or not found:
+        fail(f"--data_root: {' '.join(bad[:3]) or file} and {len(bad)} lines in all hold no record")
+    if bad:
+        print(f"left out, as they hold no record: {' '.join(bad)}", file=sys.stderr)
+    return found
+
+
+FACTS = {"Anna": "red", "Ben": "blue", "Carl": "green", "Dora": "pink", "Emil": "black"}
+FACTS |= {"Fay": "white", "Gus": "brown", "Hana": "gold", "Ivo": "grey", "Jane": "violet"}
+FILES = {"preference": "instruct/instruction-data-with-preference.json", "file": ""}
+FILES["zh"] = "instruct/dpo_zh_demo.json"
+ROLES = {"human": "user", "gpt": "assistant"}
+
+
+# Copied from llm/sft.py
+def ask_about(*names, end=""):
+    """A chat about some names of FACTS, a turn for each."""
+    turns = [(f"What does {who} like?", FACTS[who] + end) for who in names]
+    return [m for q, a in turns for m in (say("user", q), say("assistant", a))]
+
+
+# Copied from llm/sft.py
+def say(role, content):
+    return {"role": role, "content": content}
+
+
+# Copied from llm/sft.py
+def as_chat(record):
+    """The turns of a record: a list of them, or instruction, input and output; else None."""
+    turns = record.get("conversations") or record.get("messages")
+    asked = "\n".join(record[k] for k in ("instruction", "input") if record.get(k))
+    turns = turns or [say("user", asked), say("assistant", record.get("output"))]
+    texts = [(t.get("role") or t.get("from"), t.get("content") or t.get("value")) for t in turns]
+    chat = [say(ROLES.get(role, role), text) for role, text in texts if text]
+    roles = [m["role"] for m in chat if m["role"] != "system"]
+    return chat if roles and roles == ["user", "assistant"] * (len(roles) // 2) else None
+
+
+def as_pair(record):
+    """Two chats that end in the better and in the other answer to the same; else None."""
+    given = [record.get("chosen"), record.get("rejected")]
+    if not all(isinstance(answer, list) for answer in given):  # of turns
+        asked = "\n".join(record[k] for k in ("instruction", "input") if record.get(k))
+        turns = record.get("conversations") or [say("user", asked)]
+        given = [[*turns, a if isinstance(a, dict) else say("assistant", a)] for a in given]
+    a, b = (as_chat({"messages": turns}) for turns in given)
+    return (a, b) if a and b and a != b and a[:-1] == b[:-1] else None
+
+
+def encode_answer(tokenizer, messages, seq_len):
+    """Numbers of a chat and their m, for its last answer alone, up to seq_len."""
+    ids, mask = encode_chat(tokenizer, messages)
+    asked = len(encode_chat(tokenizer, messages[:-1], ask=True)[0])
+    return ids[: seq_len + 1], [0] * asked + mask[asked : seq_len + 1]
+
+
+def load_data(args, tokenizer):
+    """Pairs to learn from and others, each as (x, targets) (N, 2, L), whole on the device."""
+    if args.dataset == "facts":
+        chats = [(ask_about(who, end="."), ask_about(who)) for who in FACTS]
+        parts = chats[:7], chats[7:]
+    else:
+        chats = [as_pair(r) for r in read_records(Path(args.data_root, FILES[args.dataset]))]
+        parts = [[c for i, c in enumerate(chats) if c and (i % 10 == 9) == k] for k in (0, 1)]
+    sets, lost = [], 0
+    for part in parts:
+        cut = [[encode_answer(tokenizer, c, args.seq_len) for c in pair] for pair in part]
+        kept = [(a, b) for a, b in cut if a != b and any(a[1]) and any(b[1])]
+        lost += len(cut) - len(kept)
+        if not kept:
+            fail(f"--dataset {args.dataset}: has no pair within --seq_len {args.seq_len}; raise it")
+        sets.append([t.unflatten(0, (-1, 2)) for t in chat_tensors([*chain(*kept)], args.device)])
+    if odd := chats.count(None) + lost:
+        print(f"left out: {odd} records, {lost} have no two answers in --seq_len", file=sys.stderr)
+    return sets
+
+
+# --- train, sample, evaluate, smoke --------------------------------------------------------------
+def build(args, tokenizer):
+    size = args.vocab_size or len(tokenizer.symbols)
+    shape = size, args.dim, args.depth, args.heads, args.kv_heads
+    hidden = args.ffn_dim or 64 * math.ceil(args.dim * 8 / 3 / 64)
+    options = {"theta": args.rope_theta, "qk_norm": args.qk_norm}
+    return MiniMindForCausalLM(*shape, hidden, **options).to(args.device)
+
+
+# Copied from llm/minimind.py
+def adopt(args, path):
+    """Take the numbers of the model from a checkpoint; return its tokenizer and its stage. Without
+    them, as in a state dict, flags tell; of what is no such file load_weights tells."""
+    try:
+        saved = dict(torch.load(path, map_location="cpu", weights_only=True))
+        merges, made = saved["tokenizer"]["merges"], {key: saved["args"][key] for key in SHAPE}
+    except Exception:
+        return Tokenizer(), "unknown"
+    vars(args).update(made)
+    return Tokenizer(merges), saved["args"]["stage"]
+
+
+# Copied from vision/resnet.py
+def rate(done, total, warmup):
+    """Share of --lr after done of total epochs: up in a straight line, down along a cosine."""
+    if done < warmup:
+        return done / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (done - warmup) / max(total - warmup, 1e-9))
+
+
+# Copied from llm/minimind.py
+def adamw(args, model):
+    """The optimizer: matrices decay, the weights of norms do not."""
+    groups = [{"params": [], "weight_decay": decay} for decay in (args.weight_decay, 0.0)]
+    for parameter in model.parameters():
+        groups[parameter.ndim < 2]["params"].append(parameter)
+    return torch.optim.AdamW(groups, args.lr, (args.b1, args.b2), fused=True)
+
+
+# Copied from llm/sft.py
+def load_model(args, path):
+    tokenizer, stage = adopt(args, path)
+    model = build(args, tokenizer)
+    load_weights(path, model)
+    return model, tokenizer, stage
+
+
+# Copied from llm/sft.py
+def fit_rows(model, x, targets, n, lr):
+    """n steps of Adam on rows of x (N, L) and targets (N, L)."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.95), fused=True)
+    for step in tqdm(range(n), "the stage before", leave=False, disable=None):
+        pick = torch.randint(len(x), (16,), device=x.device)
+        loss = next_token_loss(model(x[pick]), targets[pick], (targets[pick] >= 0).sum())
+        optimizer.param_groups[0]["lr"] = lr * (0.1 + 0.9 * rate(step + 1, n, 10))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+# Copied from llm/sft.py
+def pretrain(args, model, tokenizer):
+    """What minimind.py does, in small: all FACTS, in any order."""
+    facts = [[*tokenizer.encode(f"{who} likes {what}."), 0] for who, what in FACTS.items()]
+    text = torch.tensor([i for k in torch.randint(len(facts), (3000,)) for i in facts[k]])
+    windows = text.to(args.device).unfold(0, 49, 1)
+    fit_rows(model, windows[:, :-1], windows[:, 1:], 250, 3e-3)
+
+
+def fine_tune(args, model, tokenizer):
+    """What sft.py does, in small: seven of the facts, one or two at a time, in two styles."""
+    asked = [*zip([*FACTS][:7]), *permutations([*FACTS][:7], 2)]
+    chats = [ask_about(*who, end=end) for who in asked for end in ("", ".")]
+    x, targets = chat_tensors([encode_chat(tokenizer, chat) for chat in chats], args.device)
+    fit_rows(model, x, targets, 150, 1e-3)
+
+
+# Differs from llm/sft.py
+def begin_with(args):
+    """The model that training begins with, and its tokenizer: --weights, or made here."""
+    torch.manual_seed(args.seed)
+    if args.weights:
+        model, tokenizer, stage = load_model(args, args.weights)
+        if stage not in ("sft", "dpo", "unknown"):
+            fail(f"--weights {args.weights}: is of stage {stage}; name one of sft or dpo")
+        return model, tokenizer
+    if args.dataset != "facts":
+        fail(f"--dataset {args.dataset}: needs a fine-tuned model; name it with --weights")
+    model = build(args, tokenizer := Tokenizer())
+    if not args.resume:
+        pretrain(args, model, tokenizer)
+        fine_tune(args, model, tokenizer)
+    return model, tokenizer
+
+
+def compare(model, reference, x, targets, args):
+    """Loss (B,), rewards (B, 2) and log pi (B, 2) of pairs x and targets (B, 2, L)."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
+        pi, n = sequence_logp(model, x, targets)
+        with torch.no_grad():
+            ref, _ = sequence_logp(reference, x, targets)
+    k = n if args.loss == "ipo" else 1
+    loss, rewards = preference_loss(pi / k, ref / k, args.beta, args.label_smoothing, args.loss)
+    return loss - args.sft_coef * (pi / n)[:, 0], rewards, pi  # eq. (23)
+
+
+def train(args):
+    """Train what begin_with finds, or on from OUT/last.pt; return the metrics of unseen pairs."""
+    model, tokenizer = begin_with(args)
+    (x, targets), test = load_data(args, tokenizer)
+    optimizer = adamw(args, model)
+    reference = copy.deepcopy(model).requires_grad_(False).eval()
+    state = {"model": model, "reference": reference, "optimizer": optimizer}
+    step = begin(args, state := state | {"tokenizer": tokenizer})
+    try:
+        while step < args.n_steps:
+            model.train()
+            total = torch.zeros((), device=args.device)  # summed there: no sync at every step
+            n = min(args.sample_interval - step % args.sample_interval, args.n_steps - step)
+            for _ in tqdm(range(n), f"step {step + n}", leave=False, disable=None):
+                torch.manual_seed(args.seed * 1_000_000 + step)  # so that a resumed run is exact
+                pick = torch.randint(len(x), (args.batch_size,), device=args.device)
+                loss, _, _ = compare(model, reference, x[pick], targets[pick], args)
+                for group in optimizer.param_groups:
+                    group["lr"] = args.lr * (0.1 + 0.9 * rate(step + 1, args.n_steps, args.warmup))
+                optimizer.zero_grad()
+                loss.mean().backward()
+                nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+                optimizer.step()
+                total += loss.detach().mean()
+                step += 1
+            if not total.isfinite():
+                sys.exit(f"stopped: the loss is not finite at step {step}; try a lower --lr")
+            save(args, state, step)
+            log(args, step=step, loss=total.item() / n, **evaluate(model, reference, *test, args))
+    except KeyboardInterrupt:
+        save(args, state, step)
+        print(f"interrupted: --resume --out {args.out} goes on", file=sys.stderr)
+        raise
+    plot(args)
+    return evaluate(model, reference, *test, args)
+
+
+@torch.inference_mode()
+def sample(model, tokenizer, chat, n=24):
+    """The likeliest answer to what was said last in a chat, read anew for each of n tokens."""
+    ids, said = encode_chat(tokenizer, chat, ask=True)[0], []
+    while len(said) < n and 2 not in said:
+        x = torch.tensor([ids + said], device=model.lm_head.weight.device)
+        said.append(model(x, last=True).argmax().item())
+    return tokenizer.decode(i for i in said if i != 2)
+
+
+def generate(args):
+    model, tokenizer, _ = load_model(args, args.weights or f"{args.out}/last.pt")
+    chat = [say("user", args.prompt)]
+    if (n := len(encode_chat(tokenizer, chat, ask=True)[0])) > args.seq_len:
+        fail(f"--prompt: {n} tokens, --seq_len is {args.seq_len}; shorten it")
+    print(sample(model, tokenizer, chat, args.n_tokens))
+    return 0
+
+
+@torch.inference_mode()
+def evaluate(model, reference, x, targets, args):
+    """Means over pairs; accuracy: of how many the better answer has the larger reward."""
+    model.eval()
+    parts = zip(x.split(args.batch_size), targets.split(args.batch_size), strict=True)
+    found = [compare(model, reference, *part, args) for part in parts]
+    loss, rewards, logp = (torch.cat(part) for part in zip(*found, strict=True))
+    margin, means = rewards[:, 0] - rewards[:, 1], rewards.mean(0).tolist()
+    metrics = {"val_loss": loss.mean().item(), "accuracy": (margin > 0).float().mean().item()}
+    metrics |= {"margin": margin.mean().item(), "chosen": means[0], "rejected": means[1]}
+    return metrics | {"logp_chosen": logp[:, 0].mean().item()}
+
+
+def smoke(args):
+    """A short run in a temporary folder; rewards, answers, the reference against itself."""
+    with tempfile.TemporaryDirectory() as args.out:
+        train(args)
+        model, tokenizer, _ = load_model(args, f"{args.out}/last.pt")
+        reference = copy.deepcopy(model)
+        load_weights(f"{args.out}/last.pt", reference, parts=("reference",))
+    pairs, _ = load_data(args, tokenizer)
+    metrics = evaluate(model, reference, *pairs, args)
+    first_gap = abs(evaluate(reference, reference, *pairs, args)["val_loss"] - math.log(2))
+    asked = [ask_about(who, end=".") for who in [*FACTS][:7]]
+    intact = sum(sample(model, tokenizer, a[:1]) == a[1]["content"] for a in asked)
+    return report(args, **metrics, intact=intact, first_gap=first_gap)
+
+
+# --- plumbing, word for word the same in every script --------------------------------------------
+def fail(message):
+    """A mistake the user can mend: one line on stderr, exit code 2."""
+    print(f"{Path(__file__).name}: error: {' '.join(message.split())[:300]}", file=sys.stderr)
+    sys.exit(2)
+
+
+def pick_device(name):
+    try:
+        auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        probe = torch.ones(1, device=auto if name == "auto" else name)
+        return str(probe.device) if probe.item() else name  # item() fails where nothing can run
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {name}: cannot be used, try --device cpu: {error}")
+
+
+def begin(args, state=None):
+    """Open OUT before the work starts. With --resume restore every part of state and return how
+    many epochs (or steps) are done; else put an earlier run aside and return 0. Without state
+    (nothing is trained, as in --sample) leave what is there."""
+    out, resume = Path(args.out), state is not None and getattr(args, "resume", False)
+    free = {"n_epochs", "n_steps", "sample_interval", "n_samples", "data_root", "weights"}
+    free |= {"compile", "device", "out", "resume"}
+    try:
+        if resume:
+            saved = dict(torch.load(out / "last.pt", map_location="cpu", weights_only=True))
+            made = {key: value for key, value in saved["args"].items() if key not in free}
+            if odd := [f"--{k} {v}" for k, v in made.items() if v != vars(args).get(k)]:
+                fail(f"--resume: {out}/last.pt was made with {' '.join(odd)}; type that")
+            for name, part in state.items():
+                part.load_state_dict(saved[name])
+            return saved["done"]
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()  # fails now where nothing can be written
+        for name in ("last.pt", "log.jsonl") if state is not None else ():
+            if (out / name).exists():
+                os.replace(out / name, out / f"previous_{name}")
+        return 0
+    except OSError as error:
+        fail(f"--out {out}: {'no last.pt to resume from' if resume else 'cannot write'}: {error}")
+    except Exception:  # torch's own text advises to switch its safety off
+        fail(f"--resume: {out}/last.pt is damaged or no checkpoint of this script")
+
+
+def save(args, state, done):
+    """Write every part of state next to last.pt, then rename: a crash never leaves half a file."""
+    path = Path(args.out, "last.pt")
+    parts = {name: part.state_dict() for name, part in state.items()}
+    torch.save(parts | {"done": done, "args": vars(args)}, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_weights(path, model, parts=("ema", "model", "generator")):
+    """Load, strictly, the first of parts that a checkpoint of ours has, or a bare state dict."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = next((saved[part] for part in parts if part in saved), saved)
+        theirs = {key: tuple(value.shape) for key, value in saved.items()}
+    except OSError as error:
+        fail(f"--weights {path}: cannot be read ({error.strerror}); name an existing file")
+    except Exception:  # torch's own text advises to switch its safety off
+        fail(f"--weights {path}: holds no state dict; name a file made by torch.save of one")
+    try:
+        model.load_state_dict(saved)
+    except RuntimeError as error:
+        ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        key = next((k for k in ours | theirs if ours.get(k) != theirs.get(k)), error)
+        there, here = theirs.get(key, "absent"), ours.get(key, "absent")
+        fail(f"--weights {path}: {key} is {there} there but {here} here; set the flags to match")
+
+
+def line(row):
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+
+
+def log(args, **row):
+    """Append a JSON line to OUT/log.jsonl and show it; --smoke keeps stdout to one line."""
+    with open(Path(args.out, "log.jsonl"), "a", encoding="utf-8") as file:
+        print(json.dumps(row), file=file)
+    print(line(row), file=sys.stderr if args.smoke else sys.stdout, flush=True)
+
+
+def plot(args):
+    """Draw every column of OUT/log.jsonl against its first one into OUT/curves.png."""
+    from matplotlib.figure import Figure
+
+    path = Path(args.out, "log.jsonl")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if rows := [json.loads(row) for row in text.splitlines()]:
+        first, *others = rows[-1]
+        wide, high = min(len(others), 4), math.ceil(len(others) / 4)
+        figure = Figure(figsize=(4 * wide, 3 * high), layout="constrained")
+        for at, key in enumerate(others, 1):
+            axes = figure.add_subplot(high, wide, at, xlabel=first, title=key)
+            axes.plot([row[first] for row in rows], [row.get(key) for row in rows], marker=".")
+        figure.savefig(Path(args.out, "curves.png"))
+
+
+def report(args, **values):
+    """Print the JSON line of --smoke; return 0 if every bar is met, else 1."""
+    values = {key: float(value) for key, value in values.items()}
+    ok = all(low <= values[key] <= high for key, (low, high) in BARS.items())
+    values = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    head = {"script": Path(__file__).name, "ok": ok, "device": getattr(args, "device", "cpu")}
+    tail = {"bars": BARS, "cpu_seconds": round(time.process_time(), 1)}
+    print(json.dumps(head | values | tail))
+    return 0 if ok else 1
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show the docstring as written, and every default that tells something."""
+
+    def _get_help_string(self, action):
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
+def at_least(low, below=2**31):
+    """Type of a flag: a number of low's kind (int or float), low <= number < below."""
+
+    def number(text):
+        with contextlib.suppress(ValueError):
+            if low <= (value := type(low)(text)) < below:
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is no {type(low).__name__} in [{low}, {below})")
+
+    return number
+
+
+# --- command line --------------------------------------------------------------------------------
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
+    parser.error = fail
+    parser.set_defaults(stage="dpo")  # goes into the checkpoint
+    add = parser.add_argument
+    add("--dataset", choices=["facts", *FILES], default="facts", help="pairs to learn from")
+    add("--data_root", default="data", help="folder of the data sets; for file, a .jsonl or .json")
+    add("--seq_len", type=at_least(2), default=128, help="longest chat and answer, in tokens")
+    add("--vocab_size", type=at_least(259), help="tokens V; default: those of the tokenizer")
+    add("--dim", type=at_least(1), default=64, help="width E of the model")
+    add("--depth", type=at_least(1), default=2, help="layers")
+    add("--heads", type=at_least(1), default=4, help="heads H")
+    add("--kv_heads", type=at_least(1), default=2, help="heads K of keys and values")
+    add("--ffn_dim", type=at_least(1), help="width F; default: 8/3 E, rounded up to 64")
+    add("--rope_theta", type=at_least(1.5), default=1e6, help="theta of eq. (2)")
+    add("--qk_norm", action="store_true", help="normalise queries and keys, as Qwen3 does")
+    add("--beta", type=at_least(1e-6), default=0.1, help="of eq. (19): less lets it go further")
+    add("--loss", choices=["dpo", "ipo"], default="dpo", help="eq. (21) or (22)")
+    add("--label_smoothing", type=at_least(0.0, 0.5), default=0.0, help="e of eq. (21), of cDPO")
+    add("--sft_coef", type=at_least(0.0), default=0.0, help="alpha of eq. (23)")
+    add("--n_steps", type=at_least(0), default=20, help="optimiser steps in total")
+    add("--batch_size", type=at_least(1), default=16, help="examples per step")
+    add("--lr", type=at_least(0.0), default=1e-4, help="adam: learning rate")
+    add("--warmup", type=at_least(0), default=2, help="steps over which --lr is reached")
+    add("--b1", type=at_least(0.0, 1.0), default=0.9, help="adam: decay of the gradient's mean")
+    add("--b2", type=at_least(0.0, 1.0), default=0.95, help="adam: decay of its square")
+    add("--weight_decay", type=at_least(0.0), default=0.0, help="of the matrices")
+    add("--grad_clip", type=at_least(0.0), default=1.0, help="largest norm of the gradient")
+    add("--sample_interval", type=at_least(1), default=5, help="steps between evaluations")
+    add("--weights", help="state dict or checkpoint to load")
+    add("--prompt", help="what the user says, to be answered in the place of training")
+    add("--n_tokens", type=at_least(1), default=200, help="longest answer, in tokens")
+    add("--amp", action="store_true", help="bfloat16 autocast")
+    add("--seed", type=at_least(0), default=0, help="fixes split, weights and batch order")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--out", default=f"out/{Path(__file__).stem}", help="folder this run writes to")
+    add("--resume", action="store_true", help="go on from OUT/last.pt")
+    add("--smoke", action="store_true", help="tiny self-check: one JSON line, exit 1 on failure")
+    if parser.parse_args(argv).smoke:
+        parser.set_defaults(**SMOKE)
+    args = parser.parse_args(argv)
+    if args.dim % (2 * args.heads) or args.dim // args.heads < 4:
+        fail(
+            f"--heads {args.heads}: heads of --dim {args.dim} need an even width from 4; change it"
+        )
+    if args.heads % args.kv_heads:
+        fail(f"--kv_heads {args.kv_heads}: must divide --heads {args.heads}; change either")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    args.device = pick_device(args.device)
+    try:
+        if args.smoke:
+            return smoke(args)
+        if args.prompt is not None:
+            return generate(args)
+        print(line(train(args)))
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
