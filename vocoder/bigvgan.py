@@ -71,6 +71,7 @@ BARS = {"mel_l1": (0.0, 0.77), "to_wrong_mel": (0.0, 0.71), "to_mean_mel": (0.0,
 BARS |= {"seam": (0.0, 1e-5)}
 PAPER = {"sr": 24000, "n_mels": 100, "official_mel": True, "rates": [8, 8, 2, 2], "dim": 512}
 PAPER |= {"d_dim": 32, "segment": 8192, "batch_size": 32, "n_steps": 5_000_000, "resblock": 1}
+PAPER |= {"lr": 1e-4}
 CONFIGS = {"laptop": {}, "base": PAPER}
 CONFIGS["base_22k"] = PAPER | {"sr": 22050, "n_mels": 80, "fmax": 8000.0}
 CONFIGS["large"] = PAPER | {"dim": 1536, "rates": [4, 4, 2, 2, 2, 2]}
@@ -636,20 +637,20 @@ def parse_args(argv=None):
     add("--n_mels", type=at_least(1), default=40, help="bands M of the mel")
     add("--fmax", type=at_least(0.0), default=0.0, help="highest Hz of the mel; 0: half of sr")
     add("--official_mel", action="store_true", help="feed the generator as official weights want")
-    add("--dim", type=at_least(2), default=128, help="channels of the generator's first layer")
+    add("--dim", type=at_least(2), default=64, help="channels of the generator's first layer")
     add("--resblock", type=int, choices=BLOCKS, default=2, help="kind of the generator's blocks")
     add("--activation", choices=["snakebeta", "snake"], default="snakebeta", help="eq. (12)")
-    add("--d_dim", type=at_least(4), default=8, help="channels of a period judge's first layer")
-    add("--segment", type=at_least(1), default=4096, help="samples S of a sound in training")
-    add("--n_steps", type=at_least(0), default=5000, help="optimiser steps in total")
-    add("--batch_size", type=at_least(1), default=16, help="examples per step")
-    add("--lr", type=at_least(0.0), default=1e-4, help="adam: learning rate")
+    add("--d_dim", type=at_least(4), default=4, help="channels of a period judge's first layer")
+    add("--segment", type=at_least(1), default=2048, help="samples S of a sound in training")
+    add("--n_steps", type=at_least(0), default=1000, help="optimiser steps in total")
+    add("--batch_size", type=at_least(1), default=8, help="examples per step")
+    add("--lr", type=at_least(0.0), default=1e-3, help="adam: learning rate")
     add("--b1", type=at_least(0.0, 1.0), default=0.8, help="adam: decay of the gradient's mean")
     add("--b2", type=at_least(0.0, 1.0), default=0.99, help="adam: decay of its square")
     add("--lambda_feat", type=at_least(0.0), default=2.0, help="weight of the feature loss")
     add("--lambda_mel", type=at_least(0.0), default=45.0, help="weight of the mel loss")
     add("--grad_clip", type=at_least(0.0), default=1000.0, help="largest norm of the gradient")
-    add("--sample_interval", type=at_least(1), default=500, help="steps between evaluations")
+    add("--sample_interval", type=at_least(1), default=250, help="steps between evaluations")
     add("--amp", action="store_true", help="bfloat16 autocast")
     add("--weights", help="state dict or checkpoint to load")
     add("--predict", help="only make this .wav anew from its mel, by --weights or OUT/last.pt")

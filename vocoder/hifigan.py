@@ -66,6 +66,7 @@ BARS = {"mel_l1": (0.0, 0.69), "to_wrong_mel": (0.0, 0.67), "to_mean_mel": (0.0,
 BARS |= {"seam": (0.0, 1e-5)}
 PAPER = {"sr": 22050, "n_mels": 80, "fmax": 8000.0, "official_mel": True, "rates": [8, 8, 2, 2]}
 PAPER |= {"d_dim": 32, "segment": 8192, "n_steps": 2_500_000, "resblock": 1}
+PAPER |= {"batch_size": 16, "lr": 2e-4}
 CONFIGS = {"laptop": {}, "v1": PAPER | {"dim": 512}, "v2": PAPER | {"dim": 128}}
 CONFIGS["v3"] = PAPER | {"dim": 256, "rates": [8, 8, 4], "resblock": 2}
 # Kernel sizes, and dilations of each, of the two kinds of blocks.
@@ -570,18 +571,18 @@ def parse_args(argv=None):
     add("--n_mels", type=at_least(1), default=40, help="bands M of the mel")
     add("--fmax", type=at_least(0.0), default=0.0, help="highest Hz of the mel; 0: half of sr")
     add("--official_mel", action="store_true", help="feed the generator as official weights want")
-    add("--dim", type=at_least(2), default=128, help="channels of the generator's first layer")
+    add("--dim", type=at_least(2), default=64, help="channels of the generator's first layer")
     add("--resblock", type=int, choices=BLOCKS, default=2, help="kind of the generator's blocks")
-    add("--d_dim", type=at_least(4), default=8, help="channels of a period judge's first layer")
-    add("--segment", type=at_least(1), default=4096, help="samples S of a sound in training")
-    add("--n_steps", type=at_least(0), default=5000, help="optimiser steps in total")
-    add("--batch_size", type=at_least(1), default=16, help="examples per step")
-    add("--lr", type=at_least(0.0), default=2e-4, help="adam: learning rate")
+    add("--d_dim", type=at_least(4), default=4, help="channels of a period judge's first layer")
+    add("--segment", type=at_least(1), default=2048, help="samples S of a sound in training")
+    add("--n_steps", type=at_least(0), default=1000, help="optimiser steps in total")
+    add("--batch_size", type=at_least(1), default=8, help="examples per step")
+    add("--lr", type=at_least(0.0), default=1e-3, help="adam: learning rate")
     add("--b1", type=at_least(0.0, 1.0), default=0.8, help="adam: decay of the gradient's mean")
     add("--b2", type=at_least(0.0, 1.0), default=0.99, help="adam: decay of its square")
     add("--lambda_feat", type=at_least(0.0), default=2.0, help="weight of the feature loss")
     add("--lambda_mel", type=at_least(0.0), default=45.0, help="weight of the mel loss")
-    add("--sample_interval", type=at_least(1), default=500, help="steps between evaluations")
+    add("--sample_interval", type=at_least(1), default=250, help="steps between evaluations")
     add("--amp", action="store_true", help="bfloat16 autocast")
     add("--weights", help="state dict or checkpoint to load")
     add("--predict", help="only make this .wav anew from its mel, by --weights or OUT/last.pt")

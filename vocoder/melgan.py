@@ -55,10 +55,11 @@ from tqdm import tqdm
 
 # Defaults under --smoke (a flag the user types still wins); lowest and highest value that pass.
 SMOKE = {"n_steps": 60, "sample_interval": 60, "dim": 64, "segment": 1024, "batch_size": 2}
-SMOKE |= {"lr": 2e-3, "d_lr": 3e-4}
+SMOKE |= {"lr": 2e-3, "d_lr": 3e-4, "d_dim": 8}
 BARS = {"mel_l1": (0.0, 1.9), "to_wrong_mel": (0.0, 0.935), "seam": (0.0, 1e-5)}
 CONFIGS = {"laptop": {}, "paper": {"sr": 22050, "rates": [8, 8, 2, 2], "n_mels": 80, "dim": 512}}
 CONFIGS["paper"] |= {"d_dim": 16, "official_mel": True, "segment": 8192, "n_steps": 400_000}
+CONFIGS["paper"] |= {"batch_size": 16, "lr": 1e-4, "d_lr": 1e-4}
 
 
 # --- model ---------------------------------------------------------------------------------------
@@ -505,17 +506,17 @@ def parse_args(argv=None):
     add("--n_mels", type=at_least(1), default=40, help="bands M of the mel")
     add("--fmax", type=at_least(0.0), default=0.0, help="highest Hz of the mel; 0: half of sr")
     add("--official_mel", action="store_true", help="feed the generator as official weights want")
-    add("--dim", type=at_least(2), default=128, help="channels of the generator's first layer")
-    add("--d_dim", type=at_least(4), default=8, help="channels of a judge's first layer")
-    add("--segment", type=at_least(1), default=4096, help="samples S of a sound in training")
-    add("--n_steps", type=at_least(0), default=5000, help="optimiser steps in total")
-    add("--batch_size", type=at_least(1), default=16, help="examples per step")
-    add("--lr", type=at_least(0.0), default=1e-4, help="adam: learning rate")
-    add("--d_lr", type=at_least(0.0), default=1e-4, help="... of the judges")
+    add("--dim", type=at_least(2), default=64, help="channels of the generator's first layer")
+    add("--d_dim", type=at_least(4), default=4, help="channels of a judge's first layer")
+    add("--segment", type=at_least(1), default=2048, help="samples S of a sound in training")
+    add("--n_steps", type=at_least(0), default=1000, help="optimiser steps in total")
+    add("--batch_size", type=at_least(1), default=8, help="examples per step")
+    add("--lr", type=at_least(0.0), default=1e-3, help="adam: learning rate")
+    add("--d_lr", type=at_least(0.0), default=3e-4, help="... of the judges")
     add("--b1", type=at_least(0.0, 1.0), default=0.5, help="adam: decay of the gradient's mean")
     add("--b2", type=at_least(0.0, 1.0), default=0.9, help="adam: decay of its square")
     add("--lambda_feat", type=at_least(0.0), default=10.0, help="weight of the feature loss")
-    add("--sample_interval", type=at_least(1), default=500, help="steps between evaluations")
+    add("--sample_interval", type=at_least(1), default=250, help="steps between evaluations")
     add("--amp", action="store_true", help="bfloat16 autocast")
     add("--weights", help="state dict or checkpoint to load")
     add("--predict", help="only make this .wav anew from its mel, by --weights or OUT/last.pt")
