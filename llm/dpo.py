@@ -80,7 +80,6 @@ from tqdm import tqdm
 SMOKE = {"sample_interval": 20}
 BARS = {"accuracy": (1.0, 1.0), "margin": (0.05, 9.0), "chosen": (0.0, 9.0), "intact": (6.0, 7.0)}
 BARS |= {"logp_chosen": (-0.41, 0.0), "first_gap": (0.0, 1e-6)}
-# What builds the model, and travels in the checkpoint.
 SHAPE = ["dim", "depth", "heads", "kv_heads", "ffn_dim", "vocab_size", "rope_theta", "qk_norm"]
 
 
@@ -362,7 +361,7 @@ FACTS = {"Anna": "red", "Ben": "blue", "Carl": "green", "Dora": "pink", "Emil": 
 FACTS |= {"Fay": "white", "Gus": "brown", "Hana": "gold", "Ivo": "grey", "Jane": "violet"}
 FILES = {"preference": "instruct/instruction-data-with-preference.json", "file": ""}
 FILES["zh"] = "instruct/dpo_zh_demo.json"
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES, KEYS = {"human": "user", "gpt": "assistant"}, (("role", "from"), ("content", "value"))
 
 
 # Copied from llm/sft.py
@@ -381,10 +380,11 @@ def say(role, content):
 def as_chat(record):
     """The turns of a record: a list of them, or instruction, input and output; else None."""
     turns = record.get("conversations") or record.get("messages")
-    asked = "\n".join(record[k] for k in ("instruction", "input") if record.get(k))
-    turns = turns or [say("user", asked), say("assistant", record.get("output"))]
-    texts = [(t.get("role") or t.get("from"), t.get("content") or t.get("value")) for t in turns]
-    chat = [say(ROLES.get(role, role), text) for role, text in texts if text]
+    asked = "\n".join(f"{record[k]}" for k in ("instruction", "input") if record.get(k))
+    if not isinstance(turns, list):
+        turns = [say("user", asked), say("assistant", record.get("output"))]
+    turns = [[t.get(a) or t.get(b) for a, b in KEYS] for t in turns if isinstance(t, dict)]
+    chat = [say(ROLES.get(f"{role}", role), f"{text}") for role, text in turns if text]
     roles = [m["role"] for m in chat if m["role"] != "system"]
     return chat if roles and roles == ["user", "assistant"] * (len(roles) // 2) else None
 
@@ -393,7 +393,7 @@ def as_pair(record):
     """Two chats that end in the better and in the other answer to the same; else None."""
     given = [record.get("chosen"), record.get("rejected")]
     if not all(isinstance(answer, list) for answer in given):  # of turns
-        asked = "\n".join(record[k] for k in ("instruction", "input") if record.get(k))
+        asked = "\n".join(f"{record[k]}" for k in ("instruction", "input") if record.get(k))
         turns = record.get("conversations") or [say("user", asked)]
         given = [[*turns, a if isinstance(a, dict) else say("assistant", a)] for a in given]
     a, b = (as_chat({"messages": turns}) for turns in given)

@@ -76,7 +76,6 @@ from tqdm import tqdm
 # Defaults under --smoke (a flag the user types still wins); lowest and highest value that pass.
 SMOKE = {"sample_interval": 100}
 BARS = {"seen": (6.0, 7.0), "stopped": (9.0, 10.0)}
-# What builds the model, and travels in the checkpoint.
 SHAPE = ["dim", "depth", "heads", "kv_heads", "ffn_dim", "vocab_size", "rope_theta", "qk_norm"]
 
 
@@ -365,7 +364,7 @@ FACTS = {"Anna": "red", "Ben": "blue", "Carl": "green", "Dora": "pink", "Emil": 
 FACTS |= {"Fay": "white", "Gus": "brown", "Hana": "gold", "Ivo": "grey", "Jane": "violet"}
 FILES = {"instruct": ["instruct/instruction-data.json"], "file": [""]}
 FILES["zh"] = ["instruct/alpaca_zh_10k.json", "instruct/alpaca_zh_demo.json"]
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES, KEYS = {"human": "user", "gpt": "assistant"}, (("role", "from"), ("content", "value"))
 
 
 def ask_about(*names, end=""):
@@ -381,10 +380,11 @@ def say(role, content):
 def as_chat(record):
     """The turns of a record: a list of them, or instruction, input and output; else None."""
     turns = record.get("conversations") or record.get("messages")
-    asked = "\n".join(record[k] for k in ("instruction", "input") if record.get(k))
-    turns = turns or [say("user", asked), say("assistant", record.get("output"))]
-    texts = [(t.get("role") or t.get("from"), t.get("content") or t.get("value")) for t in turns]
-    chat = [say(ROLES.get(role, role), text) for role, text in texts if text]
+    asked = "\n".join(f"{record[k]}" for k in ("instruction", "input") if record.get(k))
+    if not isinstance(turns, list):
+        turns = [say("user", asked), say("assistant", record.get("output"))]
+    turns = [[t.get(a) or t.get(b) for a, b in KEYS] for t in turns if isinstance(t, dict)]
+    chat = [say(ROLES.get(f"{role}", role), f"{text}") for role, text in turns if text]
     roles = [m["role"] for m in chat if m["role"] != "system"]
     return chat if roles and roles == ["user", "assistant"] * (len(roles) // 2) else None
 

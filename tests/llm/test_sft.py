@@ -160,6 +160,9 @@ def test_padding_changes_nothing():
         ({"messages": mod.ask_about("Anna")[::-1]}, None),
         ({"messages": [mod.say("assistant", "a")]}, None),
         ({"text": "a"}, None),
+        ({"instruction": 3, "output": [4]}, ["3", "[4]"]),
+        ({"messages": 3, "instruction": None, "output": "a"}, None),
+        ({"messages": ["a", None, {"role": ["user"], "content": {}}]}, None),
         ({}, None),
     ],
 )
