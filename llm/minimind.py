@@ -45,10 +45,11 @@ transformers, load from there and go there.
 
     python minimind.py                                 half a minute: ten facts by heart
     python minimind.py --prompt "Anna likes"           go on, with OUT/last.pt
-    python minimind.py --config tinyshakespeare        0.7M parameters, context 64
+    python minimind.py --config tinyshakespeare        0.9M parameters, context 64
     python minimind.py --dataset tinyshakespeare --dim 384 --depth 6 --heads 6 --kv_heads 6 \
         --seq_len 256 --batch_size 64 --n_steps 5000 --lr 1e-3 --b2 0.99 --dropout 0.2 --amp
-    python minimind.py --config minimind2-small --dataset zh --tokenizer out/tokenizer.json
+    python minimind.py --config minimind2-small --dataset zh \
+        --tokenizer out/bpe_tokenizer/tokenizer.json
     torchrun --nproc_per_node 4 minimind.py --config minimind3 --dataset file --data_root a.jsonl
     python minimind.py --smoke                         seconds; exits 1 unless all BARS are met
 """

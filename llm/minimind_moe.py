@@ -53,7 +53,7 @@ transformers 5, load from there and go there.
     python minimind_moe.py --prompt "Anna likes"       go on, with OUT/last.pt
     python minimind_moe.py --config tinyshakespeare    8 experts and a shared one, context 64
     python minimind_moe.py --config minimind3-moe --dataset file --data_root novel.txt --amp \
-        --tokenizer out/tokenizer.json
+        --tokenizer out/bpe_tokenizer/tokenizer.json
     python minimind_moe.py --smoke                     seconds; exits 1 unless all BARS are met
 """
 

@@ -26,6 +26,7 @@ LINES = {
     "gan/draggan.py": 450,
     "vocoder/bigvgan.py": 450,
     "vocoder/hifigan.py": 300,
+    "vocoder/wavenet.py": 300,
     "separation/sepreformer.py": 450,
     "separation/skim.py": 280,
     "llm/minimind.py": 450,
