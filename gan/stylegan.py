@@ -77,10 +77,8 @@ class EqualLinear(nn.Module):
 
     def __init__(self, n, m, gain=2**0.5, lr_mul=1.0):
         super().__init__()
-        self.weight, self.bias = (
-            nn.Parameter(torch.randn(m, n) / lr_mul),
-            nn.Parameter(torch.zeros(m)),
-        )
+        self.weight = nn.Parameter(torch.randn(m, n) / lr_mul)
+        self.bias = nn.Parameter(torch.zeros(m))
         self.scale, self.lr_mul = gain / n**0.5 * lr_mul, lr_mul
 
     def forward(self, x):

@@ -200,7 +200,7 @@ def with_plan(model):
     return model
 
 
-def walk(model, plan):
+def walk_groups(model, plan):
     """For each group: what of its n units is left in the model, and in plan (U,); its members that
     are still there: name, tensor, dimension, entries per unit."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -221,7 +221,7 @@ def shrink(model, plan):
     """Remove, for good, each unit that is 0 in plan (U,)."""
     if plan.shape != model.plan.shape:
         return  # strict loading will tell
-    for kind, old, new, members in walk(model, plan):
+    for kind, old, new, members in walk_groups(model, plan):
         left = new[old].nonzero()[:, 0]  # counted among those still there
         if kind == "blocks" and not new.any():
             parent, _, name = members[0][0].rsplit(".", 2)[0].rpartition(".")
@@ -243,7 +243,7 @@ def shrink(model, plan):
 @torch.no_grad()
 def set_to_zero(model, plan):
     """Mask what shrink removes: the rows that make each unit that is 0 in plan (U,)."""
-    for _, old, new, members in walk(model, plan):
+    for _, old, new, members in walk_groups(model, plan):
         gone = (~new[old]).nonzero()[:, 0]
         for _, tensor, dim, width in members:
             if dim == 0:
@@ -285,14 +285,14 @@ def turns(model, names, x):
     return found
 
 
-def choose(model, sparsity, units, score, x, y):
+def choose_units(model, sparsity, units, score, x, y):
     """The plan (U,) that leaves a share 1 - sparsity of these units; they are judged on images x
     (B, C, S, S) of classes y (B,)."""
     model.eval().zero_grad()
     if score == "taylor":
         F.cross_entropy(model(x), y).backward()
     plan, blocks = model.plan.clone(), {}
-    for kind, old, new, members in walk(model, plan):  # new is a view of plan
+    for kind, old, new, members in walk_groups(model, plan):  # new is a view of plan
         if kind == "blocks":
             blocks[members[0][0].rsplit(".", 2)[0]] = new
         elif kind in units:
@@ -376,7 +376,7 @@ def stage(epoch, args):
 def begin_level(model, optimizer, sparsity, data, test, args):
     """Cut down to a level; return the accuracy before anything is mended."""
     x, y = (part[:512] for part in data)
-    plan = choose(model, sparsity, args.units, args.score, x / 255, y)
+    plan = choose_units(model, sparsity, args.units, args.score, x / 255, y)
     shrink(model, plan)
     optimizer.state.clear()
     return {"cut_acc": evaluate(model, *test)["test_acc"]}
@@ -514,7 +514,7 @@ def smoke(args):
     for args.model in "resnet", "vit":
         model = build(args).eval()
         masked, x = copy.deepcopy(model), x.to(args.device)
-        plan = choose(model, 0.5, KINDS, "random", x, None)
+        plan = choose_units(model, 0.5, KINDS, "random", x, None)
         shrink(model, plan)
         set_to_zero(masked, plan)
         gaps.append((model(x) - masked(x)).abs().max().item())

@@ -193,7 +193,7 @@ class Split(nn.Module):
         return self.norm(z.permute(0, 2, 3, 1).flatten(0, 1)).mT  # eq. (6)
 
 
-class Head(nn.Module):
+class MaskHead(nn.Module):
     """y (B C, T, E) to what may be masks (B C, T, N)."""
 
     def __init__(self, dim, n_filters):
@@ -218,7 +218,7 @@ class Separator(nn.Module):
         self.split = Split(dim, n_src)
         self.fuse = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(depth))
         self.decoder = nn.ModuleList(ScaleStage(sizes, n_dec_blocks, n_src) for _ in range(depth))
-        self.heads = nn.ModuleList(Head(dim, n_filters) for _ in range(depth + 1))
+        self.heads = nn.ModuleList(MaskHead(dim, n_filters) for _ in range(depth + 1))
 
     def forward(self, w):
         whole = F.pad(self.conv1d(self.norm(w)), (0, -w.shape[2] % 2 ** len(self.fuse)))

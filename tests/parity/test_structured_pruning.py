@@ -38,7 +38,7 @@ def cut_by_peer(model, ours, plan, x):
 def test_shapes_and_logits(net, units, score):
     torch.manual_seed(1)
     x, ours = torch.randn(2, 3, 64, 64), mod.with_plan(copy.deepcopy(net))
-    plan = mod.choose(ours, 0.4, units, score, x, None)
+    plan = mod.choose_units(ours, 0.4, units, score, x, None)
     mod.shrink(ours, plan)
     theirs = cut_by_peer(copy.deepcopy(net), ours, plan, x)
     shapes = {key: value.shape for key, value in ours.state_dict().items()}
@@ -53,7 +53,7 @@ def test_shapes_and_logits(net, units, score):
 
 def test_other_channels_are_seen(net):
     x, ours = torch.randn(2, 3, 64, 64), mod.with_plan(copy.deepcopy(net))
-    plan = mod.choose(ours, 0.4, ["inner"], "l1", x, None)
+    plan = mod.choose_units(ours, 0.4, ["inner"], "l1", x, None)
     mod.shrink(ours, plan)
     first = ours.groups[0].n
     plan[:first] = plan[:first].roll(1)  # as many, but not the same
@@ -66,7 +66,7 @@ def test_half_of_resnet18(net):
     ours = mod.with_plan(copy.deepcopy(net))
     x = torch.randn(1, 3, 224, 224)
     assert mod.size(ours, x) == {"params": 11_689_512, "macs": 1_814_073_344}
-    mod.shrink(ours, mod.choose(ours, 0.5, ["inner", "stream"], "l1", x, None))
+    mod.shrink(ours, mod.choose_units(ours, 0.5, ["inner", "stream"], "l1", x, None))
     found = mod.size(ours, x)
     assert found["params"] == 3_055_880
     assert found["macs"] == pytest.approx(0.487e9, rel=0.02)  # theirs count batch norms as well

@@ -38,7 +38,7 @@ CASES += [(VIT, kind) for kind in ("heads", "neurons", "blocks")]
 def pair(argv, units, sparsity=0.5, score="l1"):
     """The same net masked and cut by one plan."""
     masked, cut = net(*argv), net(*argv)
-    plan = mod.choose(cut, sparsity, units, score, X, Y)
+    plan = mod.choose_units(cut, sparsity, units, score, X, Y)
     mod.set_to_zero(masked, plan)
     mod.shrink(cut, plan)
     return masked, cut, plan
@@ -61,7 +61,7 @@ def test_masked_is_removed(argv, kind, score):
 @pytest.mark.parametrize("argv, kinds", [(RESNET, mod.KINDS), (VIT, mod.KINDS)])
 def test_all_kinds_at_once_and_again(argv, kinds):
     masked, cut, _ = pair(argv, kinds, 0.3)
-    plan = mod.choose(cut, 0.6, kinds, "l2", X, Y)
+    plan = mod.choose_units(cut, 0.6, kinds, "l2", X, Y)
     assert not (plan & ~cut.plan).any()  # what is gone stays gone
     mod.set_to_zero(masked, plan)
     mod.shrink(cut, plan)
@@ -71,7 +71,7 @@ def test_all_kinds_at_once_and_again(argv, kinds):
 
 def test_a_constant_that_vanishes_is_seen(monkeypatch):
     """Zero filters alone would leave relu(beta): their norms must be zero as well."""
-    true = mod.walk
+    true = mod.walk_groups
 
     def layers_alone(model, plan):
         for kind, old, new, members in true(model, plan):
@@ -79,7 +79,7 @@ def test_a_constant_that_vanishes_is_seen(monkeypatch):
 
     masked, cut, plan = pair(RESNET, ["inner"])
     spoilt = net(*RESNET)
-    monkeypatch.setattr(mod, "walk", layers_alone)
+    monkeypatch.setattr(mod, "walk_groups", layers_alone)
     mod.set_to_zero(spoilt, plan)
     with torch.inference_mode():
         assert (masked(X) - cut(X)).abs().max() < 1e-5 < (spoilt(X) - cut(X)).abs().max()
@@ -175,7 +175,7 @@ def test_a_block_that_does_nothing_goes_first():
         found["layer1.2"] == pytest.approx(0, abs=1e-6) and min(found, key=found.get) == "layer1.2"
     )
     y = model(X)
-    mod.shrink(model, mod.choose(model, 0.25, ["blocks"], "l1", X, Y))
+    mod.shrink(model, mod.choose_units(model, 0.25, ["blocks"], "l1", X, Y))
     assert isinstance(model.layer1[2], torch.nn.Identity)
     assert torch.equal(model(X), y)
     assert all(hasattr(model.layer1[at], "conv2") for at in (0, 1, 3))
