@@ -27,6 +27,7 @@ LINES = {
     "vocoder/bigvgan.py": 450,
     "vocoder/hifigan.py": 300,
     "vocoder/wavenet.py": 300,
+    "vocoder/diffwave.py": 290,
     "separation/sepreformer.py": 450,
     "separation/skim.py": 280,
     "llm/minimind.py": 450,
