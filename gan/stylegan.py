@@ -140,10 +140,8 @@ class Generator(nn.Module):
         ]
         self.mapping = nn.Sequential(*layers)
         self.constant = nn.Parameter(torch.ones(1, widths[0], 4, 4))
-        layers = [
-            StyleLayer(0, widths[0], w_dim, False),
-            StyleLayer(widths[0], widths[0], w_dim, False),
-        ]
+        n = widths[0]
+        layers = [StyleLayer(0, n, w_dim, False), StyleLayer(n, n, w_dim, False)]
         for n, m in pairwise(widths):
             layers += [StyleLayer(n, m, w_dim, True), StyleLayer(m, m, w_dim, False)]
         self.layers = nn.ModuleList(layers)
@@ -481,7 +479,7 @@ def path_length(generator, z, space, step=1e-4):
     """l_W, or l_Z with space "z", of pairs of z (2 N, Z): a float."""
     a, b = (generator.style(z) if space == "w" else z).double().chunk(2)
     share, model = (
-        torch.rand(len(a), 1, device=z.device, dtype=a.dtype),
+        torch.rand(len(a), 1, device=z.device).double(),
         copy.deepcopy(generator).double(),
     )
     if space == "z":  # along the sphere
@@ -505,7 +503,7 @@ def separability(x, y, fakes, points):
     from sklearn.svm import LinearSVC
 
     total, half = 0.0, len(points) // 4
-    for column in y.T:
+    for column in y.T[y.any(0) & ~y.all(0)]:
         score = LogisticRegression(max_iter=200).fit(x, column).decision_function(fakes)
         score = torch.from_numpy(score)
         sure = score.abs().topk(2 * half)[1][torch.randperm(2 * half)]
@@ -519,12 +517,14 @@ def separability(x, y, fakes, points):
 
 
 def entanglement(args, generator, data):
-    """Path length and separability, in W and in Z."""
+    """Path length and separability, in W and in Z; 32 pixels a side suffice for the classifiers."""
     torch.manual_seed(1)
     z = noise(args, 4000)
     x, y = (part[:2000].cpu() for part in data)
     attributes = y[:, None] >> torch.arange(3) & 1 if args.dataset == "shapes" else F.one_hot(y)
-    fakes, x = sample(generator, z).flatten(1).cpu(), x.flatten(1)
+    small, x = min(32, args.img_size), F.adaptive_avg_pool2d(x, min(32, args.img_size)).flatten(1)
+    parts = (F.adaptive_avg_pool2d(sample(generator, part), small) for part in z.split(100))
+    fakes = torch.cat([*parts]).flatten(1).cpu()
     w, rows = generator.style(z).detach().cpu(), attributes.bool()
     found = {"ppl_w": path_length(generator, z[:400], "w")}
     found["ppl_z"] = path_length(generator, z[:400], "z")

@@ -272,13 +272,15 @@ def test_differences_by_hand():
 def test_separability_knows_a_direction_from_a_ring():
     torch.manual_seed(0)
     x = torch.randn(500, 4)
-    y = (x[:, :1] > 0).long()
+    y = x[:, :1] > 0
     points = torch.randn(2000, 3)
     along = points[:, :1].expand(-1, 4)  # the attribute is a direction
     ring = (points.norm(dim=1, keepdim=True) - 1.6).expand(-1, 4)  # it is a shell: no direction
     first, second = (gan.separability(x, y, fakes, points) for fakes in (along, ring))
     assert first == pytest.approx(1, abs=0.05) and 1.6 < second <= 2.01
     assert gan.separability(x, y, torch.ones(2000, 4), points) == 1  # too rare to count
+    none = torch.tensor([[True, False]]).expand(500, 2)  # a folder alone, a class that is absent
+    assert gan.separability(x, none, along, points) == 1
 
 
 def test_attributes_of_the_drawn_things():
@@ -306,6 +308,18 @@ def test_pictures_and_numbers(tmp_path, monkeypatch):
     assert names <= {path.name for path in (tmp_path / "o").iterdir()}
     keys = {"ppl_w", "ppl_z", "separability_w", "separability_z", "swd"}
     assert keys <= {*metrics} and all(math.isfinite(value) for value in metrics.values())
+
+
+def test_one_folder_of_larger_pictures(tmp_path, monkeypatch):
+    from torchvision.utils import save_image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for at in range(20):
+        save_image(torch.rand(3, 64, 64), tmp_path / f"mine/{at}.png")
+    args = args_of(*QUICK, "--dataset", "folder", "--data_root", ".", "--out", "o")
+    metrics = gan.train(args)
+    assert metrics["separability_w"] == 1 and math.isfinite(metrics["ppl_w"])
 
 
 def test_mistakes(tmp_path, monkeypatch):
