@@ -23,7 +23,8 @@ Belongie, ICCV 2017, arXiv 1703.06868.
 
 The synthesis begins with a learned constant: all that tells pictures apart comes by (2), once in
 each layer, and by noise, which can but move details. The first layers say what is where, the last
-ones the colours: OUT/mixing.png takes the first from the left column and the others from the top.
+ones the colours: OUT/mixing.png takes the first from its left column and the others from its top
+row; in the corner is the picture of w_mean.
 
 (9) is short where a step in W changes the picture evenly; d is here the mean squared difference at
 three scales, where the paper has VGG features, so numbers compare only with one another. (10) is 1
@@ -416,8 +417,9 @@ def draw(args, generator, z):
     w, n = generator.style(z[:16]), len(generator.layers)
     rows, columns = generator.spread(w[:8]), generator.spread(w[8:])
     cut = torch.arange(n, device=w.device)[:, None] < max(2, n // 2)
-    mixed = [torch.where(cut, row, columns) for row in rows]  # eight of (8, L, W)
-    picture(args, "mixing", generator.draw(torch.cat([columns, *mixed])), 8)
+    mixed = [torch.cat([row[None], torch.where(cut, row, columns)]) for row in rows]
+    corner = generator.spread(generator.w_mean[None])  # the mean picture
+    picture(args, "mixing", generator.draw(torch.cat([corner, columns, *mixed])), 9)
     psis = torch.linspace(-1, 1, 8).tolist()
     truncated = [generator.spread(row[None], psi, n) for row in w[:8] for psi in psis]
     picture(args, "truncation", generator.draw(torch.cat(truncated)), 8)
