@@ -1,5 +1,12 @@
 """What the tests of networks against their oracles share."""
 
+import contextlib
+import importlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -76,3 +83,44 @@ def both_ways(model, x, y):
         nn.functional.cross_entropy(model(x), y).backward()
 
     return run
+
+
+@contextlib.contextmanager
+def nvidia_path():
+    """While inside, the networks of the official StyleGAN2-ADA and StyleGAN3 code can be imported
+    under their own names; they ship with the package draggan, whose __init__ is not run."""
+    folder = Path(importlib.util.find_spec("draggan").origin).parent / "stylegan2"
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def official_stylegan2():
+    """The official training.networks: Generator(z_dim, c_dim, w_dim, img_resolution, img_channels,
+    mapping_kwargs, synthesis_kwargs), Discriminator(c_dim, img_resolution, img_channels, ..)."""
+    with nvidia_path():
+        return importlib.import_module("training.networks")
+
+
+def official_stylegan3():
+    """The official training.networks_stylegan3. The package lacks one operation, filtered_lrelu; it
+    is put together here from the package's own upfirdn2d and bias_act, as it is defined."""
+    with nvidia_path():
+        ops = importlib.import_module("torch_utils.ops")
+        resample = importlib.import_module("torch_utils.ops.upfirdn2d")
+        activation = importlib.import_module("torch_utils.ops.bias_act")
+
+        def filtered_lrelu(
+            x, fu=None, fd=None, b=None, up=1, down=1, padding=0, gain=2**0.5, slope=0.2, clamp=None
+        ):
+            x = activation.bias_act(x, b)
+            x = resample.upfirdn2d(x, fu, up=up, padding=padding, gain=up**2)
+            x = activation.bias_act(x, act="lrelu", alpha=slope, gain=gain, clamp=clamp)
+            return resample.upfirdn2d(x, fd, down=down)
+
+        module = types.ModuleType("torch_utils.ops.filtered_lrelu")
+        module.filtered_lrelu = filtered_lrelu
+        sys.modules[module.__name__] = ops.filtered_lrelu = module
+        return importlib.import_module("training.networks_stylegan3")
