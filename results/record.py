@@ -34,6 +34,7 @@ MEASURES |= {f"diffusion/{name}.py": measure.asked_images for name in TOLD}
 MEASURES |= {"diffusion/autoencoder_kl.py": None, "basics/kan.py": measure.grids}
 GANS = ["gan", "cgan", "dcgan", "wgan", "wgan_gp"]
 MEASURES |= {f"gan/{name}.py": measure.players for name in GANS}
+MEASURES["vocoder"] = measure.copies
 # What takes the place of train in a script that trains nothing.
 TRAINS = {"nlp/ngram_lm.py": measure.smoothings}
 

@@ -2,8 +2,9 @@
 
     python tests/test_readme.py --fix     write the cells that are taken from scripts and records
 
-In the table of scripts the columns idea, proven against and the paper's number are written by
-hand; paper, lines, smoke bar and result are generated. A new script gets a row with "?" to fill.
+In the table of diffs the lines are counted. In that of scripts the columns idea, proven against and
+the paper's number are written by hand; paper, lines, smoke bar and result are generated. A new
+script gets a row with "?" to fill.
 """
 
 import ast
@@ -13,10 +14,12 @@ import shlex
 import sys
 
 from house import ROOT, SCRIPTS, code_sha256, constants, flags, load, name
+from test_siblings import PAIRS, changed_lines
 
-README = ROOT / "README.md"
+README, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
 COLUMNS = ["script", "paper", "idea", "lines", "proven against", "smoke bar"]
 COLUMNS += ["on real data", "the paper's"]
+DIFF = r"(\| `diff (\S+) (\S+)` \| )\d+ \|"
 BY_HAND = ["idea", "proven against", "the paper's"]
 START, END = "<!-- scripts: made by python tests/test_readme.py --fix -->", "<!-- end -->"
 
@@ -102,6 +105,10 @@ SENTENCES = {
 }
 
 
+def count(*pair):
+    return changed_lines(*((ROOT / file).read_text(encoding="utf-8") for file in pair))
+
+
 def table(text):
     """{script: {column: cell}} of the table between the marks."""
     rows = [row for row in text.split(START)[1].split(END)[0].splitlines() if "](" in row]
@@ -123,7 +130,8 @@ def fixed(text):
         rows.append("| " + " | ".join(row[key] for key in COLUMNS) + " |")
     head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     before, rest = text.split(START)
-    return "\n".join([f"{before}{START}", "", *head, *rows, "", END + rest.split(END)[1]])
+    rest = re.sub(DIFF, lambda row: f"{row[1]}{count(row[2], row[3])} |", rest.split(END)[1])
+    return "\n".join([f"{before}{START}", "", *head, *rows, "", END + rest])
 
 
 def commands(text):
@@ -149,6 +157,11 @@ def test_a_row_that_lies_is_seen():
     assert fixed(text.replace(f"| {count} |", "| 1 |")) != text.replace(f"| {count} |", "| 1 |")
 
 
+def test_every_pair_of_siblings_has_its_diff():
+    text = README.read_text(encoding="utf-8")
+    assert sorted(row[1:] for row in re.findall(DIFF, text)) == sorted(PAIRS)
+
+
 def test_rows_are_filled_in():
     for script, row in table(README.read_text(encoding="utf-8")).items():
         assert "?" not in row.values(), script
@@ -156,7 +169,7 @@ def test_rows_are_filled_in():
 
 
 def test_links_exist():
-    for page in (README, ROOT / "CONTRIBUTING.md"):
+    for page in (README, CHINESE, ROOT / "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert link.startswith("https://") or (ROOT / link).exists(), link
         for source in re.findall(r'src="([^"]+)"', page.read_text(encoding="utf-8")):
@@ -164,10 +177,16 @@ def test_links_exist():
 
 
 def test_commands_parse():
-    found = [*commands(README.read_text(encoding="utf-8"))]
-    assert len({script for script, _ in found}) >= 3
-    for script, argv in found:
-        load(script).parse_args(argv)
+    for page in (README, CHINESE):
+        found = [*commands(page.read_text(encoding="utf-8"))]
+        assert len({script for script, _ in found}) >= 3
+        for script, argv in found:
+            load(script).parse_args(argv)
+
+
+def test_chinese_page_has_every_script_once():
+    rows = re.findall(r"^\| \[(\S+)\]\((\S+)\) \| \S", CHINESE.read_text(encoding="utf-8"), re.M)
+    assert sorted(rows) == [(name(path), name(path)) for path in SCRIPTS]
 
 
 def test_records_hold_what_was_promised():
