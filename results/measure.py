@@ -204,8 +204,8 @@ def smoothings(module, args):
 
 
 def copies(module, args):
-    """What PESQ (narrow band) and STOI say of held-out digits, 0 to 9, each by the next speaker, made
-    anew from their mel alone, and how far the mels are apart. Needs the packages pesq and pystoi.
+    """What PESQ (narrow band) and STOI say of held-out digits 0 to 9, each by another voice, made
+    anew of their mel alone, and how far the mels are apart. Needs the packages pesq and pystoi.
     OUT/digits.wav, _gen.wav and .png."""
     from pesq import pesq
     from pystoi import stoi
