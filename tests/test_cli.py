@@ -1,8 +1,8 @@
 """How every script meets its user: wrong input costs one line and exit code 2, whatever it is, and
 a run that was interrupted or killed goes on as if nothing had happened.
 
-A script's main is called in this process, cut off from the network, in an empty folder; only
---help and Ctrl-C run the file as users do.
+A script's main is called in this process, cut off from the network, in an empty folder; one script
+of each folder is also run as users do and meets a real Ctrl-C.
 """
 
 import functools
@@ -11,9 +11,12 @@ import io
 import itertools
 import json
 import math
+import os
 import pickle
+import random
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import warnings
@@ -112,11 +115,11 @@ def cut_off(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@each_alone([Job(path, ("--help",)) for path in ALL])
-def test_help_shows_the_docstring(alone, request):
-    doc = load(request.node.callspec.params["alone"].path).__doc__
-    assert (alone.code, alone.stderr, alone.left) == (0, "", [])
-    assert doc.strip() in alone.stdout
+@each(ALL)
+def test_help_shows_the_docstring(path):
+    code, out, err = call(path, "--help")
+    assert (code, err, files()) == (0, "", {})
+    assert load(path).__doc__.strip() in out
 
 
 @each(ALL)
@@ -327,12 +330,44 @@ def test_sample_draws_from_the_checkpoint(path, trained):
 
 
 def endless(path):
-    """A run that only Ctrl-C ends. (Flags are read here: ast in a thread of the pool may fail.)"""
-    return Job(path, (*tiny(path, n_epochs=9999, n_steps=999_999, out="out"),), interrupted=True)
+    """Flags of a run that only Ctrl-C ends."""
+    return tiny(path, n_epochs=9999, n_steps=999_999, out="out")
 
 
-@each_alone([*map(endless, having("resume"))])
-def test_ctrl_c_saves_and_exits_130(alone):
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """ctrl_c(seconds): Ctrl-C comes so many seconds after the next checkpoint has been written."""
+    before, replace = signal.signal(signal.SIGALRM, signal.default_int_handler), os.replace
+
+    def after(seconds):
+        def replace_then_wait(*names):
+            replace(*names)
+            monkeypatch.setattr(os, "replace", replace)
+            signal.setitimer(signal.ITIMER_REAL, seconds, 30)  # again: a __del__ may swallow one
+
+        monkeypatch.setattr(os, "replace", replace_then_wait)
+
+    yield after
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@each(having("resume"))
+def test_ctrl_c_saves_and_exits_130(path, trained, ctrl_c):
+    trained(path)  # so that all is imported
+    ctrl_c(random.Random(path.name).uniform(0.001, 0.5))  # a moment of its own for each script
+    code, _, err = call(path, *endless(path))
+    assert (code, err) == (130, "interrupted: --resume --out out goes on\n")
+    assert opened("out")["done"] >= 1
+    assert not [file for file in files() if file.parts[0] != "out" or file.suffix == ".tmp"]
+
+
+FIRST = {path.parent: path for path in reversed(having("resume"))}  # of each folder
+
+
+# (Flags are read here: ast in a thread of the pool may fail.)
+@each_alone([Job(path, (*endless(path),), interrupted=True) for path in FIRST.values()])
+def test_ctrl_c_in_a_terminal(alone):
     assert alone.code == 130, alone.stderr
     assert alone.stderr == "interrupted: --resume --out out goes on\n"
     assert opened(alone.folder / "elsewhere/out")["done"] >= 1

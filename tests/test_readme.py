@@ -94,6 +94,7 @@ SENTENCES = {
     "Frechet {frechet:.2f} (floor {frechet_floor:.2f})",
     "gan": "judge sure of {confident_share:.0%}, {effective_classes:.1f} of 10 classes, Frechet "
     "{frechet:.2f} (floor {frechet_floor:.2f})",
+    "separation": "SI-SNRi {si_snri:.1f} dB after {n_steps} steps",
     "vision": "{test_acc:.2%} after {n_epochs} epochs",
     "nlp/ngram_lm.py": "{order}-gram perplexity {perplexity_modified_kneser_ney:.1f} by modified "
     "Kneser-Ney, {perplexity_kneser_ney:.1f} by Kneser-Ney, {perplexity_jelinek_mercer:.1f} by "
