@@ -351,9 +351,9 @@ def load_data(args):
         try:
             kind = getattr(datasets, names[args.dataset])
             sets = [kind(args.data_root, train=part, download=True) for part in (True, False)]
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # whatever the files hold
             where = f"--dataset {args.dataset}: cannot be read from {args.data_root}"
-            fail(f"{where} nor downloaded; --dataset digits needs neither ({error})")
+            fail(f"{where} nor downloaded; --dataset digits needs neither ({error!r})")
         splits = [(torch.as_tensor(s.data), torch.as_tensor(s.targets)) for s in sets]
         if args.dataset == "cifar10":
             splits = [(x.permute(0, 3, 1, 2).contiguous(), y) for x, y in splits]

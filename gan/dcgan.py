@@ -192,9 +192,9 @@ def load_data(args):
         read = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "cifar10": CIFAR10}[args.dataset]
         try:
             parts = [read(args.data_root, train=part, download=True) for part in (True, False)]
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # whatever the files hold
             where = f"--dataset {args.dataset}: cannot be read from --data_root {args.data_root}"
-            fail(f"{where} nor downloaded; --dataset digits needs neither ({error})")
+            fail(f"{where} nor downloaded; --dataset digits needs neither ({error!r})")
         x, n = torch.cat([torch.as_tensor(part.data) for part in parts]), len(parts[0])
         x = x.view(*x.shape[:3], -1).movedim(3, 1)  # (N, C, S, S)
         y = torch.cat([torch.as_tensor(part.targets) for part in parts])

@@ -293,6 +293,8 @@ def load_texts(args):
     stream, n = [i for text in wiki for row in text for i in row], args.seq_len - 2
     cut = [stream[at : at + n] for at in range(0, len(stream), n)]
     y = torch.tensor([0] * len(neg) + [1] * len(pos))
+    if len(y) <= 9596 or not cut:
+        fail(f"--data_root {args.data_root}: its texts are cut short; unpack them anew")
     return vocab, as_rows(cut, ids, args.seq_len), as_rows(neg + pos, ids, args.seq_len), y
 
 

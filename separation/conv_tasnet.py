@@ -43,11 +43,13 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 import wave
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from scipy.io import wavfile
 from torch import nn
 from tqdm import tqdm
 
@@ -180,10 +182,10 @@ def made_up_voice(low, high, *formants, n):
 
 def read_sound(file, flag):
     """Samples (S,) of a .wav of any rate, kind of number and number of channels."""
-    from scipy.io import wavfile
     from scipy.signal import resample_poly
 
     try:
+        warnings.filterwarnings("error", "Reached EOF")  # of a file cut short
         rate, x = wavfile.read(file)
     except Exception as error:  # whatever the file holds
         fail(f"{flag} {file}: cannot be read as .wav; name or convert one ({error})")

@@ -248,9 +248,9 @@ def load_data(args):
 
         try:
             sets = [MNIST(args.data_root, train=part, download=True) for part in (True, False)]
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # whatever the files hold
             where = f"--dataset mnist: cannot be read from {args.data_root}/MNIST/raw"
-            fail(f"{where} nor downloaded; --dataset digits needs neither ({error})")
+            fail(f"{where} nor downloaded; --dataset digits needs neither ({error!r})")
         splits = [(s.data / 255, s.targets) for s in sets]
     if splits[0][0].shape[-1] % args.pool:
         fail(f"--pool {args.pool}: does not divide the side of a picture; take 1 or 2")

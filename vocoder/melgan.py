@@ -112,8 +112,7 @@ class Generator(nn.Module):
             layers += [nn.LeakyReLU(0.2), weight_norm(nn.ConvTranspose1d(*sizes))]
             layers += [DilatedBlock(sizes[1], 3**i) for i in range(3)]
         layers += [nn.LeakyReLU(0.2), nn.ReflectionPad1d(3)]
-        layers += [weight_norm(nn.Conv1d(dim >> len(rates), 1, 7)), nn.Tanh()]
-        self.model = nn.Sequential(*layers)
+        self.model = nn.Sequential(*layers, weight_norm(nn.Conv1d(sizes[1], 1, 7)), nn.Tanh())
 
     def forward(self, m):
         return self.model(m / math.log(10) if self.official_mel else (m + 5) / 2.5)  # eq. (2)
@@ -223,6 +222,7 @@ def read_sound(file, flag, sr):
 
     try:
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of tags in it
+        warnings.filterwarnings("error", "Reached EOF")  # of a file cut short
         rate, x = wavfile.read(file)
     except Exception as error:  # whatever the file holds
         fail(f"{flag} {file}: cannot be read as .wav; name or convert one ({error})")

@@ -277,6 +277,7 @@ def read_sound(file, flag, sr):
 
     try:
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of tags in it
+        warnings.filterwarnings("error", "Reached EOF")  # of a file cut short
         rate, x = wavfile.read(file)
     except Exception as error:  # whatever the file holds
         fail(f"{flag} {file}: cannot be read as .wav; name or convert one ({error})")

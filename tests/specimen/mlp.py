@@ -70,9 +70,9 @@ def load_data(args):
 
         try:
             sets = [MNIST(args.data_root, train=part, download=True) for part in (True, False)]
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # whatever the files hold
             where = f"--dataset mnist: cannot be read from {args.data_root}/MNIST/raw"
-            fail(f"{where} nor downloaded; --dataset digits needs neither ({error})")
+            fail(f"{where} nor downloaded; --dataset digits needs neither ({error!r})")
         splits = [(s.data.flatten(1) / 255, s.targets) for s in sets]
     return [(x.to(args.device), y.to(args.device)) for x, y in splits]
 
