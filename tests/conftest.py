@@ -1,9 +1,11 @@
-"""Fixtures of all tests: scripts that run alone, many at a time, and the folder of real data."""
+"""Tests share the cores of this machine; fixtures: scripts that run alone, the folder of real data.
+
+All tests, or a folder of them, are run by as many processes as there are cores, a few files by one.
+"""
 
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,29 +13,42 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 
-@pytest.fixture(scope="session")
-def pool(request, tmp_path_factory):
-    """Start every Job that the selected tests ask for, as many at a time as there are cores."""
-    from house import run_alone
+def pytest_xdist_auto_num_workers(config):
+    """What -n auto means: 0 is no worker beside this process."""
+    few = all(part.split("::")[0].endswith(".py") for part in config.args) and len(config.args) < 4
+    slow = any(part.endswith(("test_smoke.py", "test_bars.py")) for part in config.args)
+    return 0 if few and not slow else os.cpu_count()
 
-    asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    jobs = dict.fromkeys(params["alone"] for params in asked if "alone" in params)
-    base = tmp_path_factory.mktemp("alone")
-    caches = base / "caches"
-    warm = os.environ | {"MPLCONFIGDIR": f"{caches}"}  # or the first plot would build this cache
+
+def pytest_collection_modifyitems(items):
+    """Keep together what shares work: in test_cli the tests of a script, elsewhere those of a file;
+    scripts that run alone share nothing."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if "alone" not in params:
+            group = (
+                params["path"]
+                if item.path.name == "test_cli.py" and "path" in params
+                else item.path
+            )
+            item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory):
+    """A folder with what the first plot of all would make."""
+    folder = tmp_path_factory.mktemp("caches")
+    warm = os.environ | {"MPLCONFIGDIR": f"{folder}"}
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], env=warm, check=True)
-    executor = ThreadPoolExecutor(os.cpu_count())
-    yield {
-        job: executor.submit(run_alone, job, base / str(number), caches)
-        for number, job in enumerate(jobs)
-    }
-    executor.shutdown(cancel_futures=True)
+    return folder
 
 
 @pytest.fixture
-def alone(request, pool):
+def alone(request, tmp_path, caches):
     """The finished Run of the Job that the test is parametrised with."""
-    return pool[request.param].result()
+    from house import run_alone
+
+    return run_alone(request.param, tmp_path / "alone", caches)
 
 
 @pytest.fixture

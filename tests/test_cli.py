@@ -400,7 +400,6 @@ def test_ctrl_c_saves_and_exits_130(path, trained, ctrl_c):
 FIRST = {path.parent: path for path in reversed(having("resume"))}  # of each folder
 
 
-# (Flags are read here: ast in a thread of the pool may fail.)
 @each_alone([Job(path, (*endless(path),), interrupted=True) for path in FIRST.values()])
 def test_ctrl_c_in_a_terminal(alone):
     assert alone.code == 130, alone.stderr
