@@ -256,6 +256,8 @@ def load_data(args):
         vocab, old = MARKS, (as_patches(images[order[:n]], args.vocab_size), y[:n])
     else:
         (vocab, wiki, x, y), n = load_texts(args), 9596
+        if len(y) <= n:
+            fail(f"--data_root {args.data_root}: the reviews are cut short; unpack them anew")
         order = torch.randperm(len(y))
         x, y, old = x[order], y[order], (wiki, torch.zeros(len(wiki)))
     parts = old, (x[:n], y[:n]), (x[n:], y[n:])
@@ -293,8 +295,6 @@ def load_texts(args):
     stream, n = [i for text in wiki for row in text for i in row], args.seq_len - 2
     cut = [stream[at : at + n] for at in range(0, len(stream), n)]
     y = torch.tensor([0] * len(neg) + [1] * len(pos))
-    if len(y) <= 9596 or not cut:
-        fail(f"--data_root {args.data_root}: its texts are cut short; unpack them anew")
     return vocab, as_rows(cut, ids, args.seq_len), as_rows(neg + pos, ids, args.seq_len), y
 
 
@@ -314,7 +314,7 @@ def pieces(word, ids):
 
 def as_rows(rows, ids, seq_len):
     """Lists of numbers -> (N, T), each between [CLS] and [SEP], cut or padded alike."""
-    longest = min(seq_len, max(map(len, rows)) + 2)
+    longest = min(seq_len, max(map(len, rows), default=0) + 2)
     rows = [[ids["[CLS]"], *row[: longest - 2], ids["[SEP]"]] for row in rows]
     return torch.tensor([row + [ids["[PAD]"]] * (longest - len(row)) for row in rows])
 

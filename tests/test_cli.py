@@ -179,7 +179,7 @@ def test_missing_data(path):
     """The data sets other than the first are not here, unless the script makes them itself."""
     choices = [*actions(path)["dataset"].choices]
     for choice in choices[1:]:
-        argv = [*tiny(path), "--dataset", choice, "--data_root", "nowhere"]
+        argv = [*tiny(path, n_steps=1), "--dataset", choice, "--data_root", "nowhere"]
         if call(path, *argv, "--out", "made")[0] != 0:
             mistake(path, *argv, about="--data")
     if "folder" in choices:
